@@ -1,0 +1,268 @@
+"""An image set: labelled images that are read a batch at a time.
+
+Pixels are float32 in [0, 1], laid out [image, row, column, channel]. Where the pixels come from (a store, a folder of
+photographs, an array) is hidden behind :class:`Pixels`, so a set of 30 GB and a set of ten images are used alike.
+"""
+
+import base64
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+DEFAULT_BATCH_SIZE = 256
+
+
+class Pixels(Protocol):
+    """Whatever can give a range of images: a numpy array, a stored array, a folder decoded on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, height, width, channels]."""
+        ...
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """The images of `rows`, float32 [rows, height, width, channels]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Some consecutive rows of an image set.
+
+    Attributes:
+        images: float32 [rows, height, width, channels] in [0, 1].
+        index: one row per image, with at least the columns `image_id` and `label`.
+    """
+
+    images: np.ndarray
+    index: pd.DataFrame
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [rows], positions in the class names of the set."""
+        return self.index["label"].to_numpy(np.int64)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, lazily read.
+
+    Attributes:
+        pixels: the images.
+        index: one row per image: `image_id` (str, unique), `label` (int, position in `class_names`), and any columns of
+            provenance, in the order of the pixels.
+        class_names: the classes, in the order that gives the labels their meaning.
+        name: what errors and pictures call this set, e.g. `digits/testing_set`.
+
+    Raises:
+        ValueError: when pixels, index and class names do not fit together.
+    """
+
+    pixels: Pixels
+    index: pd.DataFrame
+    class_names: tuple[str, ...]
+    name: str = "image set"
+
+    def __post_init__(self) -> None:
+        if len(self.pixels.shape) != 4:
+            raise ValueError(f"{self.name}: pixels must be [n, height, width, channels], got shape {self.pixels.shape}")
+        check_index(self.index, self.class_names, self.name)
+        if self.pixels.shape[0] != len(self.index):
+            raise ValueError(f"{self.name}: {self.pixels.shape[0]} images but {len(self.index)} rows in the index")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        *,
+        image_ids: Sequence[str] | None = None,
+        name: str = "image set",
+    ) -> "ImageSet":
+        """A set held in memory: float32 images [n, height, width, channels] in [0, 1] and their labels."""
+        ids = list(image_ids) if image_ids is not None else [f"{i:06d}" for i in range(len(images))]
+        index = pd.DataFrame({"image_id": ids, "label": np.asarray(labels, dtype=np.int64)})
+        return cls(np.asarray(images, dtype=np.float32), index, tuple(class_names), name)
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        _, height, width, channels = self.pixels.shape
+        return height, width, channels
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [n]."""
+        return self.index["label"].to_numpy(np.int64)
+
+    def batches(self, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[ImageBatch]:
+        """Every image once, in order, `batch_size` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), batch_size):
+            rows = slice(start, min(start + batch_size, len(self)))
+            yield ImageBatch(self.pixels[rows], self.index.iloc[rows].reset_index(drop=True))
+
+    def images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images at the positions `rows`, float32 [len(rows), height, width, channels]."""
+        if len(rows) == 0:
+            return np.empty((0, *self.image_shape), np.float32)
+        return np.concatenate([self.pixels[slice(int(row), int(row) + 1)] for row in rows])
+
+    def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images and labels in memory: float32 [n, height, width, channels] and int64 [n]."""
+        return np.asarray(self.pixels[slice(0, len(self))], np.float32), self.labels
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The index: `image_id`, `label`, `class_name` and the columns of provenance."""
+        frame = self.index.copy()
+        frame.insert(2, "class_name", [self.class_names[label] for label in frame["label"]])
+        return frame
+
+    def to_tf_data(self, batch_size: int = DEFAULT_BATCH_SIZE) -> "tf.data.Dataset":
+        """A `tf.data.Dataset` of (images, labels) batches, read lazily."""
+        import tensorflow as tf
+
+        signature = (
+            tf.TensorSpec((None, *self.image_shape), tf.float32),  # pyright: ignore[reportArgumentType, reportCallIssue]
+            tf.TensorSpec((None,), tf.int64),  # pyright: ignore[reportArgumentType, reportCallIssue]
+        )
+        return tf.data.Dataset.from_generator(
+            lambda: ((batch.images, batch.labels) for batch in self.batches(batch_size)), output_signature=signature
+        )
+
+    def export_png(self, folder: str | Path) -> Path:
+        """Write `folder/CLASS/IMAGE_ID.png` and `folder/index.csv`, pixels rounded to 8 bits and never stretched.
+
+        Raises:
+            FileExistsError: when `folder` already holds anything.
+        """
+        target = Path(folder)
+        if target.exists() and any(target.iterdir()):
+            raise FileExistsError(f"{target} is not empty: export {self.name} to a new folder")
+        for path, png in self._png_files():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(png)
+        self.to_pandas().to_csv(target / "index.csv", index=False)
+        return target
+
+    def export_tar(self, path: str | Path) -> Path:
+        """Write the PNG folder as one gzipped tar. The same set gives the same bytes."""
+        import gzip
+
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        with (
+            partial.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=1, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w") as tar,
+        ):
+            members = [*self._png_files(), ("index.csv", self.to_pandas().to_csv(index=False).encode())]
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return partial.replace(target)
+
+    def _png_files(self) -> Iterator[tuple[str, bytes]]:
+        folders = _folder_names(self.class_names)
+        for batch in self.batches():
+            for image, image_id, label in zip(batch.images, batch.index["image_id"], batch.labels, strict=True):
+                yield f"{folders[label]}/{_file_name(str(image_id))}.png", encode_png(image)
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows the set: what it is, its classes, and a grid of its first images of every class."""
+        counts = self.index["label"].value_counts().sort_index()
+        classes = ", ".join(f"{escape(self.class_names[label])} ({count:,})" for label, count in counts.head(20).items())
+        more = f" and {len(counts) - 20} more classes" if len(counts) > 20 else ""
+        height, width, channels = self.image_shape
+        picture = base64.b64encode(encode_png(self.grid())).decode()
+        return (
+            f"<p><b>{escape(self.name)}</b>: {len(self):,} images of {height} x {width} x {channels}, float32 in [0, 1]"
+            f"<br>{classes}{more}</p>"
+            f'<img style="image-rendering: pixelated" src="data:image/png;base64,{picture}">'
+        )
+
+    def grid(self, columns: int = 10, rows: int = 3) -> np.ndarray:
+        """One picture of up to `columns * rows` images, each class in turn, white lines between, unscaled.
+
+        Returns:
+            float32 [height, width, channels] in [0, 1].
+        """
+        order = self.index.assign(turn=self.index.groupby("label").cumcount()).sort_values(["turn", "label"]).index
+        return tile(self.images(np.asarray(order[: columns * rows])), columns)
+
+
+def check_index(index: pd.DataFrame, class_names: Sequence[str], name: str) -> None:
+    """Refuse an index whose ids are not unique text or whose labels are not positions in `class_names`."""
+    missing = {"image_id", "label"} - set(index.columns)
+    if missing:
+        raise ValueError(f"{name}: the index has no column {sorted(missing)}")
+    if len(set(class_names)) != len(class_names):
+        raise ValueError(f"{name}: two classes share a name: {list(class_names)}")
+    ids = index["image_id"]
+    if ids.duplicated().any():
+        raise ValueError(f"{name}: image id {ids[ids.duplicated()].iloc[0]!r} stands twice in the index")
+    labels = index["label"].to_numpy()
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(class_names)):
+        raise ValueError(f"{name}: labels reach from {labels.min()} to {labels.max()}, but {len(class_names)} classes are named")
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Pixels of [0, 1] as bytes, by rounding."""
+    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """One image, float [height, width, 1 or 3] in [0, 1], as PNG."""
+    from PIL import Image
+
+    pixels = to_uint8(image)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images [n, height, width, channels] side by side in rows of `columns`, one white pixel between them."""
+    n, height, width, channels = images.shape
+    columns = max(1, min(columns, n))
+    rows = -(-n // columns)
+    canvas = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.float32)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def _folder_names(class_names: Sequence[str]) -> list[str]:
+    """Class names as folder names; where one cannot be a folder its number stands for it."""
+    return [name if _is_plain(name) else f"class_{number}" for number, name in enumerate(class_names)]
+
+
+def _file_name(image_id: str) -> str:
+    """An image id as a file name: ids of photographs hold their folder, which the class folder already says."""
+    flat = image_id.replace("/", "__")
+    return flat if _is_plain(flat) else base64.urlsafe_b64encode(image_id.encode()).decode()
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and not any(c in name or ord(c) < 32 for c in '/\\:*?"<>|\0')
+
+
+def summary(image_set: ImageSet) -> dict[str, Any]:
+    """The facts a page or a log shows of a set."""
+    height, width, channels = image_set.image_shape
+    return {"n": len(image_set), "height": height, "width": width, "channels": channels, "classes": len(image_set.class_names)}
