@@ -1,0 +1,21 @@
+"""Adversarial robustness of image classifiers, measured as a graph of Dagster assets.
+
+>>> import dioptra_assets as da
+>>> da.load("digits/evasion_metrics")  # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dioptra_assets.client import Report, catalog, cells, load, tracking_uri
+
+__all__ = ["Report", "catalog", "cells", "load", "tracking_uri"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: the package itself is imported by every part of it.
+    if name in __all__:
+        from dioptra_assets import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

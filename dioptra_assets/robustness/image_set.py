@@ -185,7 +185,9 @@ class ImageSet:
     def _repr_html_(self) -> str:
         """How a notebook shows the set: what it is, its classes, and a grid of its first images of every class."""
         counts = self.index["label"].value_counts().sort_index()
-        classes = ", ".join(f"{escape(self.class_names[label])} ({count:,})" for label, count in counts.head(20).items())
+        classes = ", ".join(
+            f"{escape(self.class_names[label])} ({count:,})" for label, count in counts.head(20).items()
+        )
         more = f" and {len(counts) - 20} more classes" if len(counts) > 20 else ""
         height, width, channels = self.image_shape
         picture = base64.b64encode(encode_png(self.grid())).decode()
@@ -217,7 +219,9 @@ def check_index(index: pd.DataFrame, class_names: Sequence[str], name: str) -> N
         raise ValueError(f"{name}: image id {ids[ids.duplicated()].iloc[0]!r} stands twice in the index")
     labels = index["label"].to_numpy()
     if len(labels) and (labels.min() < 0 or labels.max() >= len(class_names)):
-        raise ValueError(f"{name}: labels reach from {labels.min()} to {labels.max()}, but {len(class_names)} classes are named")
+        raise ValueError(
+            f"{name}: labels reach from {labels.min()} to {labels.max()}, but {len(class_names)} classes are named"
+        )
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -265,4 +269,10 @@ def _is_plain(name: str) -> bool:
 def summary(image_set: ImageSet) -> dict[str, Any]:
     """The facts a page or a log shows of a set."""
     height, width, channels = image_set.image_shape
-    return {"n": len(image_set), "height": height, "width": width, "channels": channels, "classes": len(image_set.class_names)}
+    return {
+        "n": len(image_set),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "classes": len(image_set.class_names),
+    }

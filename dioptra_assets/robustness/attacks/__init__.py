@@ -1,0 +1,51 @@
+"""Evasion attacks: configs, and running one over an image set.
+
+>>> parse_attack({"method": "fgm", "eps": 0.3}).threat_model().budget
+'Linf <= 0.3, pixels in [0, 1]'
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dioptra_assets.robustness.attacks.base import (
+    Attack,
+    AttackedBatch,
+    AttackInput,
+    Perturbed,
+    ThreatModel,
+    perturb_set,
+)
+from dioptra_assets.robustness.attacks.fgm import FastGradientMethod
+from dioptra_assets.robustness.errors import NonFiniteError
+
+ATTACKS: dict[str, type[Attack]] = {"fgm": FastGradientMethod}
+
+# The type of an attack entry in a config. With a second attack: Annotated[A | B, Field(discriminator="method")].
+AnyAttack = FastGradientMethod
+
+
+def parse_attack(entry: Mapping[str, Any]) -> Attack:
+    """The attack config of one entry, which names its `method`.
+
+    Raises:
+        ValueError: for an unknown method, naming those that exist, or (pydantic.ValidationError) for a wrong field.
+    """
+    method = entry.get("method")
+    if method not in ATTACKS:
+        raise ValueError(f"method is {method!r}: allowed are {', '.join(sorted(ATTACKS))}")
+    return ATTACKS[method].model_validate(dict(entry))
+
+
+__all__ = [
+    "ATTACKS",
+    "AnyAttack",
+    "Attack",
+    "AttackInput",
+    "AttackedBatch",
+    "FastGradientMethod",
+    "NonFiniteError",
+    "Perturbed",
+    "ThreatModel",
+    "parse_attack",
+    "perturb_set",
+]

@@ -1,0 +1,128 @@
+"""Adversarial sets: the testing set, attacked."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+
+from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.configs import ATTACK_CONFIG, read_attack
+from dioptra_assets.assets.models import GPU_POOL
+from dioptra_assets.assets.pictures import picture
+from dioptra_assets.robustness.attacks import perturb_set
+from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
+from partitions.attacks import attack_document
+from partitions.experiments import ExperimentSpec
+from partitions.keys import ARCHITECTURE, ATTACK
+from resources.compute import prepare_device
+from resources.image_store import read_image_set, write_image_set
+from resources.models import read_model
+
+SHOWN_IMAGES = 8
+
+
+def adversarial_set_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
+    """`adversarial_set`, by architecture and attack."""
+    return cell_asset(
+        spec,
+        "adversarial_set",
+        _attack,
+        description="Every testing image, perturbed by one attack on one model. Stored without loss, in the order of"
+        " the testing set.",
+        dimensions=(ARCHITECTURE, ATTACK),
+        deps=[ATTACK_CONFIG, "model", "testing_set"],
+        kinds={"tensorflow", "numpy"},
+        pool=GPU_POOL,
+        params=lambda partition: attack_document(spec.attacks[partition[ATTACK]]) | dict(partition),
+    )
+
+
+def _attack(cell: CellContext) -> CellResult:
+    architecture, key = cell.cell.partition[ARCHITECTURE], cell.cell.partition[ATTACK]
+    attack = read_attack(cell, key)
+    testing_set = read_image_set(cell.read("testing_set"))
+    stored_model = cell.read("model", **{ARCHITECTURE: architecture})
+    device = prepare_device()
+    seed = attack.seed if attack.seed is not None else cell.seed
+    attacked = perturb_set(
+        attack,
+        read_model(stored_model),
+        testing_set,
+        seed=seed,
+        class_count=len(testing_set.class_names),
+        progress=cell.progress("attacked"),
+    )
+    stored = write_image_set(
+        cell.store,
+        cell.cell,
+        (ImageBatch(batch.images, batch.index) for batch in attacked),
+        n=len(testing_set),
+        image_shape=testing_set.image_shape,
+        class_names=testing_set.class_names,
+        attributes={
+            "attack": attack_document(attack),
+            "seed": seed,
+            "model_version": stored_model.manifest.data_version,
+        },
+        **cell.publishing,
+    )
+    adversarial_set = read_image_set(stored)
+    changed, largest = _perturbation(testing_set, adversarial_set)
+    with cell.mlflow_run() as run:
+        if run:
+            run.log_tags({"device": device, "seed": str(seed)})
+            if cell.spec.log_sets:
+                _log_archive(run, adversarial_set, f"testing_adversarial_{attack.method}.tar.gz")
+    return CellResult(
+        stored,
+        {
+            "clean, adversarial, difference": picture(
+                comparison(testing_set, adversarial_set), f"{architecture} attacked by {key}"
+            ),
+            "threat model": _threat_model_table(attack.threat_model()),
+            "device": device,
+            "seed": seed,
+        },
+        {
+            "n": len(adversarial_set),
+            "share of images changed": changed,
+            "largest change of a pixel": largest,
+            "images without gradient": float(adversarial_set.index["zero_gradient"].sum()),
+            "queries per image": float(adversarial_set.index["queries"].mean()),
+        },
+    )
+
+
+def comparison(clean: ImageSet, adversarial: ImageSet) -> bytes:
+    """A picture: one image of each class, clean, adversarial and their difference, unscaled."""
+    from dioptra_assets.robustness.plots import comparison_grid
+
+    rows = clean.index.drop_duplicates("label").sort_values("label").index[:SHOWN_IMAGES].to_numpy(np.int64)
+    titles = [clean.class_names[label] for label in clean.labels[rows]]
+    return comparison_grid(clean.images(rows), adversarial.images(rows), titles)
+
+
+def _perturbation(clean: ImageSet, adversarial: ImageSet) -> tuple[float, float]:
+    """Share of images that differ at all, and the largest difference of any pixel."""
+    changed, largest = 0, 0.0
+    for before, after in _pairs(clean, adversarial):
+        differences = np.abs(after.images - before.images).max(axis=(1, 2, 3))
+        changed += int((differences > 0).sum())
+        largest = max(largest, float(differences.max()))
+    return changed / len(clean), largest
+
+
+def _pairs(clean: ImageSet, adversarial: ImageSet) -> Iterator[tuple[ImageBatch, ImageBatch]]:
+    return zip(clean.batches(), adversarial.batches(), strict=True)
+
+
+def _log_archive(run, image_set: ImageSet, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run.log_artifact(image_set.export_tar(Path(folder, name)))
+
+
+def _threat_model_table(threat_model) -> dg.MarkdownMetadataValue:
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in vars(threat_model).items())
+    return dg.MetadataValue.md(f"| assumption | |\n|---|---|\n{rows}")

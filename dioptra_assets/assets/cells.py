@@ -1,0 +1,278 @@
+"""The cell boundary: how every asset of an experiment computes, stores and reports its partitions.
+
+A run may hold one cell or hundreds of one asset (a backfill is one run, so TensorFlow is imported once). Each cell is
+stored and reported as it ends, with the hash of its own content as data version and the versions it was made from as
+provenance. A cell that fails is reported, and the others are kept.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
+from dioptra_assets.robustness.seeds import derive_seed
+from partitions.experiments import ExperimentSpec
+from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
+from resources.cells import Cell, CellStore, MissingCellError, StoredCell
+from resources.store import StoreResource
+from resources.tracking import CellRun, Tracking, TrackingUnavailable
+
+Metadata = Mapping[str, Any]
+
+
+class RunEndedError(RuntimeError):
+    """The run that this process works for has ended: what it computed must not be published any more."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell's computation gives back.
+
+    Attributes:
+        stored: the version that is served now.
+        metadata: what the UI shows of it.
+        metrics: numbers, shown in the UI and logged to MLflow.
+    """
+
+    stored: StoredCell
+    metadata: Metadata = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CellContext:
+    """What a cell's computation has at hand.
+
+    Attributes:
+        spec: the experiment.
+        cell: which asset and partition is computed.
+        store: where inputs are read and the value is written.
+        tracking: the cell's MLflow run, None where MLflow could not be reached.
+        run_id: the Dagster run.
+        guard: to be called last before a value is published; raises where the run has ended.
+        log: shows a line in the run's log.
+    """
+
+    spec: ExperimentSpec
+    cell: Cell
+    store: CellStore
+    tracking: CellRun | None
+    run_id: str
+    guard: Callable[[], None]
+    log: Callable[[str], None]
+
+    @contextmanager
+    def mlflow_run(self) -> Iterator[CellRun | None]:
+        """The MLflow run, for logging beside metrics; where MLflow goes away meanwhile, the log says so and no more."""
+        try:
+            yield self.tracking
+        except TrackingUnavailable as error:
+            self.log(f"{self.cell} is not logged to MLflow in full: {error}")
+
+    @property
+    def seed(self) -> int:
+        """The one seed of this cell."""
+        return derive_seed(self.spec.seed, *self.cell.path.split("/")[1:])
+
+    @property
+    def publishing(self) -> dict[str, Any]:
+        """The arguments that every `write_...` of the store takes from a cell."""
+        return {"run_id": self.run_id, "guard": self.guard}
+
+    def input_cell(self, asset: str, **partition: str) -> Cell:
+        """A cell of this experiment."""
+        return Cell(f"{self.spec.name}/{asset}", partition)
+
+    def read(self, asset: str, **partition: str) -> StoredCell:
+        """An input of this cell.
+
+        Raises:
+            MissingCellError: naming the cell and the command that makes it.
+            DamagedCellError: when it is not what was written.
+        """
+        return self.store.open(self.input_cell(asset, **partition))
+
+    def present(self, asset: str, cells: Sequence[Mapping[str, str]]) -> tuple[list[StoredCell], list[str]]:
+        """Those of some cells that have been materialised, and the paths of those that have not."""
+        stored, missing = [], []
+        for partition in cells:
+            cell = self.input_cell(asset, **partition)
+            try:
+                stored.append(self.store.open(cell))
+            except MissingCellError:
+                missing.append(cell.path)
+        return stored, missing
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A callback (done, of how many) that logs a line every ten seconds, with the time that is left."""
+        started = time.monotonic()
+        reported = started
+
+        def report(done: int, total: int) -> None:
+            nonlocal reported
+            now = time.monotonic()
+            if now - reported >= 10 and done < total:
+                reported = now
+                left = (now - started) * (total - done) / done
+                self.log(f"{self.cell}: {what} {done:,} of {total:,}, about {left:.0f} s left")
+
+        return report
+
+
+def partitions_of(spec: ExperimentSpec, dimensions: Sequence[str]) -> dg.PartitionsDefinition[str] | None:
+    """The partitions of an asset of an experiment, by the names of its dimensions."""
+    keys = {ARCHITECTURE: list(spec.architectures), ATTACK: list(spec.attacks)}
+    definitions = {dimension: dg.StaticPartitionsDefinition(keys[dimension]) for dimension in dimensions}
+    if not definitions:
+        return None
+    return next(iter(definitions.values())) if len(definitions) == 1 else dg.MultiPartitionsDefinition(definitions)
+
+
+def cell_asset(
+    spec: ExperimentSpec,
+    name: str,
+    compute: Callable[[CellContext], CellResult],
+    *,
+    description: str,
+    dimensions: tuple[str, ...] = (),
+    deps: Sequence[dg.AssetDep | str] = (),
+    kinds: set[str],
+    columns: Mapping[str, str] | None = None,
+    pool: str | None = None,
+    params: Callable[[Mapping[str, str]], Mapping[str, Any]] | None = None,
+    code_version: str = "1",
+) -> dg.AssetsDefinition:
+    """An asset of an experiment.
+
+    Args:
+        spec: the experiment; its name is the asset's prefix and group.
+        name: the asset's name below the prefix.
+        compute: makes one cell.
+        description: what the asset is, in Markdown.
+        dimensions: what it is partitioned by, in the order of the alphabet.
+        deps: assets of the same experiment that it is made from, by name or as `AssetDep` with a full key.
+        kinds: shown as icons.
+        columns: column -> description, for a table.
+        pool: the pool its steps run in.
+        params: from a partition to the parameters logged to MLflow; an asset without them has no MLflow run.
+        code_version: raised when the computation changes, so that what it made before becomes stale.
+    """
+    asset_spec = dg.AssetSpec(
+        key=[spec.name, name],
+        deps=[dg.AssetDep([spec.name, dep]) if isinstance(dep, str) else dep for dep in deps],
+        description=description,
+        group_name=spec.name,
+        kinds=kinds,
+        owners=list(spec.owners),
+        code_version=code_version,
+        partitions_def=partitions_of(spec, dimensions),
+        metadata={"dagster/column_schema": _column_schema(columns)} if columns else None,
+    )
+
+    @dg.multi_asset(
+        specs=[asset_spec],
+        name=f"{spec.name}__{name}".replace("-", "_").replace(".", "_").replace("@", "_").replace("=", "_"),
+        pool=pool,
+        backfill_policy=dg.BackfillPolicy.single_run() if dimensions else None,
+    )
+    def materialise(
+        context: dg.AssetExecutionContext, store: StoreResource, tracking: Tracking
+    ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+        keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
+        failures: dict[str, str] = {}
+        cells = store.cells()
+        for number, key in enumerate(keys, start=1):
+            cell = Cell(f"{spec.name}/{name}", partition_of(dimensions, key))
+            tags = provenance_tags(context, asset_spec.key, cell.partition)
+            started = time.monotonic()
+            run, result = None, None
+            try:
+                with ExitStack() as stack:
+                    run = _tracked(stack, tracking, context, spec, cell, params) if params else None
+                    guard = functools.partial(_refuse_ended_run, context)
+                    result = compute(CellContext(spec, cell, cells, run, context.run_id, guard, context.log.info))
+                    if run and result.metrics:
+                        run.log_metrics(result.metrics)
+            except TrackingUnavailable as error:
+                if result is None:
+                    raise
+                context.log.warning(f"{cell} is not logged to MLflow in full: {error}")
+            except Exception as error:
+                if len(keys) == 1:
+                    raise
+                failures[cell.path] = f"{type(error).__name__}: {error}"
+                context.log.error(f"{cell} failed ({number} of {len(keys)})", exc_info=error)
+                continue
+            assert result is not None
+            context.log.info(f"{cell} done ({number} of {len(keys)}) in {time.monotonic() - started:.1f} s")
+            yield dg.AssetMaterialization(
+                asset_spec.key,
+                partition=dg.MultiPartitionKey(dict(cell.partition)) if len(dimensions) > 1 else key,
+                metadata=_metadata(result, cells, run, time.monotonic() - started),
+                tags=tags | _data_version(result.stored),
+            )
+        if failures:
+            raise dg.Failure(
+                f"{len(failures)} of {len(keys)} cells of {spec.name}/{name} failed, the others are kept",
+                metadata={path: dg.MetadataValue.text(reason) for path, reason in failures.items()},
+            )
+        yield dg.Output(
+            None, output_name=context.op_execution_context.op_def.output_defs[0].name, metadata=NO_FURTHER_EVENT
+        )
+
+    return materialise
+
+
+def _tracked(
+    stack: ExitStack,
+    tracking: Tracking,
+    context: dg.AssetExecutionContext,
+    spec: ExperimentSpec,
+    cell: Cell,
+    params: Callable[[Mapping[str, str]], Mapping[str, Any]],
+) -> CellRun | None:
+    """The MLflow run of a cell; without it the cell is computed all the same, and the log says so."""
+    asset = cell.asset.removeprefix(f"{spec.name}/")
+    tags = {"asset": cell.asset, "dagster_run_id": context.run_id, **cell.partition}
+    if key := partition_key_of(cell.partition):
+        tags["partition"] = key
+    name = f"{asset} {key}" if key else asset
+    try:
+        return stack.enter_context(tracking.run(spec.name, name, tags=tags, params=params(cell.partition)))
+    except TrackingUnavailable as error:
+        context.log.warning(f"{cell} is not logged to MLflow: {error}")
+        return None
+
+
+def _refuse_ended_run(context: dg.AssetExecutionContext) -> None:
+    run = context.instance.get_run_by_id(context.run_id)
+    if run is not None and run.is_finished:
+        raise RunEndedError(
+            f"run {context.run_id} ended ({run.status.value}) before this cell did: it is not published"
+        )
+
+
+def _data_version(stored: StoredCell) -> dict[str, str]:
+    return {"dagster/data_version": stored.manifest.data_version, "dagster/data_version_is_user_provided": "true"}
+
+
+def _metadata(result: CellResult, store: CellStore, run: CellRun | None, seconds: float) -> dict[str, Any]:
+    metadata: dict[str, Any] = {**result.metadata}
+    metadata |= {name: float(value) for name, value in result.metrics.items()}
+    metadata["stored at"] = dg.MetadataValue.path(f"{store.url}/{result.stored.prefix}")
+    metadata["bytes"] = sum(record.size for record in result.stored.manifest.files.values())
+    metadata["seconds"] = round(seconds, 2)
+    if "rows" in result.stored.manifest.attributes:
+        metadata["dagster/row_count"] = result.stored.manifest.attributes["rows"]
+    if run:
+        metadata["MLflow run"] = dg.MetadataValue.url(run.url) if run.url else run.run_id
+    return metadata
+
+
+def _column_schema(columns: Mapping[str, str]) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(name, description=description) for name, description in columns.items()])

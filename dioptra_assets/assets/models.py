@@ -1,0 +1,132 @@
+"""Models, and what each predicts on the untouched testing set."""
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+
+from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.configs import ARCHITECTURE_CONFIG, read_recipe
+from dioptra_assets.assets.pictures import picture
+from partitions.experiments import ExperimentSpec
+from partitions.keys import ARCHITECTURE
+from resources.compute import prepare_device
+from resources.image_store import read_image_set
+from resources.models import MODEL, read_model, write_model
+from resources.tables import write_table
+from resources.tracking import CellRun, registered_name
+
+GPU_POOL = "gpu"
+CLEAN_PREDICTION_COLUMNS = {
+    "image_id": "image of the testing set",
+    "label": "its true class, position in the class names",
+    "prediction": "class of the largest logit",
+    "confidence": "softmax of the predicted class, in [0, 1]",
+    "margin": "logit of the true class less the largest other logit; negative where the image is classified wrong",
+    "probabilities": "softmax of every class; left out above 100 classes",
+}
+
+
+def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
+    """`model` and `clean_predictions`, by architecture."""
+    return [
+        cell_asset(
+            spec,
+            "model",
+            _train,
+            description="A trained classifier: pixels in [0, 1] to logits, normalisation inside. Its version is the"
+            " hash of its weights.",
+            dimensions=(ARCHITECTURE,),
+            deps=[ARCHITECTURE_CONFIG, "training_set"],
+            kinds={"tensorflow"},
+            pool=GPU_POOL,
+            params=lambda partition: spec.architectures[partition[ARCHITECTURE]].model_dump(mode="json"),
+        ),
+        cell_asset(
+            spec,
+            "clean_predictions",
+            _predict,
+            description="What each model says of every untouched testing image. Computed once a model: every attack on"
+            " it, and every transfer to it, is measured against these.",
+            dimensions=(ARCHITECTURE,),
+            deps=["model", "testing_set"],
+            kinds={"pandas"},
+            columns=CLEAN_PREDICTION_COLUMNS,
+            pool=GPU_POOL,
+            params=lambda partition: dict(partition),
+        ),
+    ]
+
+
+def _train(cell: CellContext) -> CellResult:
+    from dioptra_assets.robustness.plots import loss_curves
+    from dioptra_assets.robustness.training import train
+
+    architecture = cell.cell.partition[ARCHITECTURE]
+    recipe = read_recipe(cell, architecture)
+    training_set = read_image_set(cell.read("training_set"))
+    device = prepare_device()
+    trained = train(recipe, training_set, seed=cell.seed, progress=lambda message: cell.log(f"{cell.cell}: {message}"))
+    facts = {
+        "architecture": recipe.architecture,
+        "parameters": int(trained.model.count_params()),
+        "image_shape": list(training_set.image_shape),
+        "class_names": list(training_set.class_names),
+        "seed": trained.seed,
+        "epochs": len(trained.history),
+        "training_images": trained.training_rows,
+        "validation_images": trained.validation_rows,
+    }
+    stored = write_model(cell.store, cell.cell, trained.model, trained.history, attributes=facts, **cell.publishing)
+    metrics: dict[str, float] = {}
+    metadata: dict[str, object] = {"device": device, **{name: facts[name] for name in ("parameters", "seed", "epochs")}}
+    if len(trained.history):
+        last = trained.history.iloc[-1]
+        metrics = {str(name): float(last[name]) for name in trained.history.columns if name != "epoch"}
+        metadata["loss curves"] = picture(loss_curves(trained.history), f"loss and accuracy of {architecture} by epoch")
+    with cell.mlflow_run() as run:
+        if run:
+            run.log_history(trained.history)
+            run.log_tags({"device": device, "seed": str(trained.seed)})
+            if recipe.register_model:
+                name = registered_name(cell.spec.name, recipe.model_tag, architecture)
+                version = _register(run, name, stored.read(MODEL), cell)
+                metadata["registered model"] = f"{name} version {version}"
+    return CellResult(stored, metadata, metrics)
+
+
+def _register(run: CellRun, name: str, content: bytes, cell: CellContext) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, MODEL)
+        path.write_bytes(content)
+        return run.register_model(name, path, {"asset": cell.cell.asset, **cell.cell.partition})
+
+
+def _predict(cell: CellContext) -> CellResult:
+    from sklearn.metrics import confusion_matrix as count_confusions
+
+    from dioptra_assets.robustness.plots import confusion_matrix
+    from dioptra_assets.robustness.predictions import predict
+
+    architecture = cell.cell.partition[ARCHITECTURE]
+    testing_set = read_image_set(cell.read("testing_set"))
+    stored_model = cell.read("model", **{ARCHITECTURE: architecture})
+    prepare_device()
+    predictions = predict(read_model(stored_model), testing_set)
+    stored = write_table(cell.store, cell.cell, predictions, **cell.publishing)
+    confusions = count_confusions(
+        predictions["label"], predictions["prediction"], labels=range(len(testing_set.class_names))
+    )
+    return CellResult(
+        stored,
+        {
+            "confusion matrix": picture(
+                confusion_matrix(confusions, testing_set.class_names), f"confusions of {architecture}"
+            )
+        },
+        {
+            "accuracy": float((predictions["prediction"] == predictions["label"]).mean()),
+            "mean confidence": float(predictions["confidence"].mean()),
+            "n": len(predictions),
+        },
+    )

@@ -1,0 +1,147 @@
+"""Loading assets in Python: notebooks, scripts, any folder, no Dagster process.
+
+>>> import dioptra_assets as da
+>>> da.load("digits/adversarial_set", architecture="le_net", attack="fgm_0.3")  # doctest: +SKIP
+>>> da.load("digits/evasion_metrics")  # every cell as one table  # doctest: +SKIP
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resources import documents, home, image_store, models, tables
+from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report page, which shows itself in a notebook.
+
+    Attributes:
+        name: the asset it is.
+        html: the whole page.
+    """
+
+    name: str
+    html: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file."""
+        target = Path(path)
+        target.write_text(self.html)
+        return target
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{escape(self.html)}" style="width:100%;height:800px;border:0"></iframe>'
+
+
+def load(asset: str, **partition: str) -> Any:
+    """The value of an asset.
+
+    Args:
+        asset: key with slashes, e.g. `digits/model`.
+        partition: dimension -> key, e.g. `architecture="le_net"`. Of a table, dimensions may be left out: all cells
+            that exist are then given as one table, with a column for each dimension.
+
+    Returns:
+        An image set, a Keras model, a table (`pandas.DataFrame`), a config (typed) or a report.
+
+    Raises:
+        MissingCellError: when it has not been materialized; says which command makes it.
+        DamagedCellError: when what is stored is not what was written.
+    """
+    store = CellStore(home.store_url())
+    stored = store.find(Cell(asset, partition), check=True)
+    if stored:
+        return _value(stored)
+    matching = [
+        cell for cell in _cells(store, asset) if cell.asset == asset and partition.items() <= cell.partition.items()
+    ]
+    if not matching:
+        present = [cell.path for cell in _cells(store, asset)]
+        beside = f"; materialized are {', '.join(present[:5])}{' ...' if len(present) > 5 else ''}" if present else ""
+        raise MissingCellError(f"{missing_message(Cell(asset, partition))}{beside}")
+    opened = [store.open(cell) for cell in matching]
+    if any(one.manifest.kind != tables.KIND for one in opened):
+        dimensions = ", ".join(f"{name}=" for name in sorted(set(matching[0].partition) - set(partition)))
+        raise LookupError(
+            f"{asset} has {len(matching)} cells, name one: {dimensions} of {[c.path for c in matching[:10]]}"
+        )
+    return pd.concat([_with_dimensions(one) for one in opened], ignore_index=True)
+
+
+def cells(asset: str) -> pd.DataFrame:
+    """The cells of an asset that have been materialized, one row each.
+
+    Args:
+        asset: key with slashes; an experiment's name gives all cells of the experiment.
+
+    Returns:
+        `asset`, a column for each dimension, `kind`, `data_version`, `created` (UTC), `bytes` and `run_id`.
+    """
+    store = CellStore(home.store_url())
+    rows = []
+    for cell in _cells(store, asset):
+        manifest = store.open(cell).manifest
+        size = sum(record.size for record in manifest.files.values())
+        facts = {"kind": manifest.kind, "data_version": manifest.data_version, "created": manifest.created}
+        rows.append({"asset": cell.asset, **cell.partition, **facts, "bytes": size, "run_id": manifest.run_id})
+    return pd.DataFrame(rows)
+
+
+def catalog() -> pd.DataFrame:
+    """The assets that have been materialized: `asset`, `kind`, `dimensions` and the number of `cells`."""
+    store = CellStore(home.store_url())
+    present = _cells(store, "")
+    counts = Counter(cell.asset for cell in present)
+    first = {cell.asset: cell for cell in reversed(present)}
+    return pd.DataFrame(
+        [
+            {"asset": asset, "kind": store.open(cell).manifest.kind}
+            | {"dimensions": ", ".join(sorted(cell.partition)), "cells": counts[asset]}
+            for asset, cell in sorted(first.items())
+        ],
+        columns=["asset", "kind", "dimensions", "cells"],
+    )
+
+
+def tracking_uri() -> str:
+    """Where MLflow keeps the runs: the value for `MLFLOW_TRACKING_URI`."""
+    return home.tracking_uri()
+
+
+def _cells(store: CellStore, prefix: str) -> list[Cell]:
+    return store.cells(prefix.strip("/"))
+
+
+def _value(stored: StoredCell) -> Any:
+    kind = stored.manifest.kind
+    if kind == tables.KIND:
+        return tables.read_table(stored)
+    if kind == image_store.KIND:
+        return image_store.read_image_set(stored)
+    if kind == models.KIND:
+        return models.read_model(stored)
+    if kind == documents.REPORT:
+        return Report(str(stored.cell), documents.read_report(stored))
+    return _config(stored)
+
+
+def _config(stored: StoredCell) -> Any:
+    from dioptra_assets.robustness.training import TrainingRecipe
+    from partitions.attacks import attack_of
+
+    document = documents.read_config(stored)
+    return attack_of(document) if "method" in document else TrainingRecipe.model_validate(document)
+
+
+def _with_dimensions(stored: StoredCell) -> pd.DataFrame:
+    table = tables.read_table(stored)
+    for position, dimension in enumerate(sorted(stored.cell.partition)):
+        if dimension not in table:
+            table.insert(position, dimension, stored.cell.partition[dimension])
+    return table

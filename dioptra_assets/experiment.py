@@ -1,0 +1,68 @@
+"""An experiment: one YAML file becomes one graph of assets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import JsonSchemaValue
+
+from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
+from dioptra_assets.assets.configs import config_assets
+from dioptra_assets.assets.datasets import dataset_assets
+from dioptra_assets.assets.metric_tables import metric_table_assets
+from dioptra_assets.assets.models import model_assets
+from dioptra_assets.assets.reports import report_assets
+from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment, refuse_repeated_names
+
+
+class _Attributes(BaseModel):
+    """Takes whatever the file says, so that what is wrong with it is said in one sentence and by one part of the code.
+
+    Editors and `dg` are given the schema of the real fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> JsonSchemaValue:
+        return ExperimentFile.model_json_schema()
+
+
+@dataclass
+class Experiment(dg.Component):
+    """Data, architectures, attacks and defences, declared in `defs/NAME/defs.yaml`.
+
+    A list where a parameter takes one value is a sweep: `eps: [0.1, 0.3]` under `fgm` gives the attack configs
+    `fgm_0.1` and `fgm_0.3`.
+    """
+
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The model that Dagster reads the file with."""
+        return _Attributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "Experiment":
+        """The component of a file."""
+        return cls(attributes.model_dump() if attributes else {})
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The assets of the experiment.
+
+        Raises:
+            ExperimentError: a sentence for each mistake in the file.
+        """
+        refuse_repeated_names(context.path / "defs.yaml")
+        return dg.Definitions(assets=experiment_assets(parse_experiment(context.path.name, self.attributes)))
+
+
+def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
+    """The whole graph of an experiment."""
+    assets = [*dataset_assets(spec), *config_assets(spec), *model_assets(spec)]
+    if spec.attacks:
+        assets += [adversarial_set_asset(spec), *metric_table_assets(spec), *report_assets(spec)]
+    return assets

@@ -1,0 +1,251 @@
+"""What every evasion attack has: a typed config, a threat model, and the way it runs over an image set."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, Field, model_validator
+
+from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
+
+Knowledge = Literal["white-box", "black-box"]
+Goal = Literal["untargeted", "targeted"]
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker is assumed to know, want and be allowed to change, in the terms of NIST AI 100-2.
+
+    Attributes:
+        nist_class: the class of attack.
+        knowledge: `white-box` (weights and gradients) or `black-box` (queries only).
+        goal: `untargeted` (any wrong class) or `targeted` (one class).
+        norm: the norm that measures the budget: `inf`, `2`, `1` or `0`.
+        budget: the budget in words and numbers, e.g. `Linf <= 0.3 of the pixel range [0, 1]`.
+    """
+
+    nist_class: Literal["evasion"]
+    knowledge: Knowledge
+    goal: Goal
+    norm: str
+    budget: str
+
+
+@dataclass(frozen=True)
+class AttackInput:
+    """The rows of one batch, as an attack takes them.
+
+    Attributes:
+        images: float32 [rows, height, width, channels] in [0, 1].
+        goals: int32 [rows]: the class to reach where the attack is targeted, else the true label, the class to leave.
+        start: position of the first row in the set. What is drawn at random for an image depends on the seed and on
+            its position alone, so that the batch size changes nothing.
+    """
+
+    images: np.ndarray
+    goals: np.ndarray
+    start: int
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """What an attack made of one batch.
+
+    Attributes:
+        images: float32, shaped as the input.
+        queries: int64 [rows]: evaluations of the model on this image; one with its gradient counts as one.
+        zero_gradient: bool [rows]: the gradient that steers the attack was zero everywhere, so nothing could be learnt
+            from it (a saturated model, or a masked gradient). Always False for an attack without gradients.
+        finite: bool [rows]: all logits and gradients seen for this image were finite.
+        columns: further columns for the index, [rows] each.
+    """
+
+    images: np.ndarray
+    queries: np.ndarray
+    zero_gradient: np.ndarray
+    finite: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttackedBatch:
+    """One batch of an adversarial set.
+
+    Attributes:
+        images: float32 [rows, height, width, channels] in [0, 1].
+        index: the rows of the attacked set's index, with `target_class` (Int64, <NA> where the image was given no
+            target), `queries` (int64), `zero_gradient` (bool), and what the attack adds (see its docstring).
+    """
+
+    images: np.ndarray
+    index: pd.DataFrame
+
+
+PerturbBatch = Callable[[AttackInput], Perturbed]
+
+
+class Attack(BaseModel, ABC, frozen=True, extra="forbid"):
+    """Config of an evasion attack. Closed: an unknown field is an error, and so is a value out of bounds.
+
+    A subclass sets `method` to its own name and says how it perturbs a batch; everything else an adversarial set must
+    hold to (every row once, the box, finite numbers, provenance) is seen to by :func:`perturb_set`.
+    """
+
+    method: str
+    engine: Literal["compiled", "art"] = Field(
+        default="compiled", description="compiled: the whole attack in one compiled function; art: the reference."
+    )
+    batch_size: int = Field(default=256, ge=1, strict=True, description="Images attacked at once, at least 1.")
+    targeted: bool = Field(default=False, description="Drive images into one class instead of out of their own.")
+    target_class: int | None = Field(
+        default=None,
+        ge=0,
+        strict=True,
+        description="With targeted: the class to reach (0-based). Left out: the class after the true one, the first "
+        "after the last. Images that already belong to the target class are left as they are.",
+    )
+    seed: int | None = Field(
+        default=None, ge=0, strict=True, description="Left out: derived from the experiment's seed and the cell."
+    )
+
+    @model_validator(mode="after")
+    def _target_wants_targeted(self) -> "Attack":
+        if self.target_class is not None and not self.targeted:
+            raise ValueError(
+                f"target_class is {self.target_class}, but targeted is false: set targeted to true, or remove "
+                "target_class"
+            )
+        return self
+
+    @abstractmethod
+    def threat_model(self) -> ThreatModel:
+        """The assumptions about the attacker under which this attack's numbers hold."""
+
+    @abstractmethod
+    def prepare(self, model: Any, *, seed: int, class_count: int) -> PerturbBatch:
+        """Set the attack up against one model, once; the function returned then perturbs batch after batch.
+
+        Args:
+            model: a Keras model that maps float32 [rows, height, width, channels] in [0, 1] to logits
+                [rows, class_count].
+            seed: drives whatever is drawn at random.
+            class_count: number of classes.
+        """
+
+    def check_classes(self, class_count: int) -> None:
+        """Refuse a `target_class` that a model of `class_count` classes does not have.
+
+        Raises:
+            ValueError: naming the field, the value and what is allowed.
+        """
+        if self.target_class is not None and self.target_class >= class_count:
+            raise ValueError(
+                f"target_class is {self.target_class}, but there are {class_count} classes: allowed are 0 to "
+                f"{class_count - 1}"
+            )
+
+    def targets(self, labels: np.ndarray, class_count: int) -> pd.Series:
+        """The class each image is driven to: Int64 [rows], <NA> where it is given none."""
+        if not self.targeted:
+            return pd.Series(pd.NA, index=range(len(labels)), dtype="Int64")
+        if self.target_class is None:
+            return pd.Series((labels + 1) % class_count, dtype="Int64")
+        targets = pd.Series(self.target_class, index=range(len(labels)), dtype="Int64")
+        return targets.mask(pd.Series(labels == self.target_class))
+
+
+def perturb_set(
+    attack: Attack,
+    model: Any,
+    image_set: ImageSet,
+    *,
+    seed: int,
+    class_count: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[AttackedBatch]:
+    """Attack every image of a set, a batch at a time: n in = n out, in the same order.
+
+    Args:
+        attack: what to do; its `batch_size` is the size of the batches, the last of which may be smaller.
+        model: a Keras model that gives logits.
+        image_set: the images to attack. Never written to.
+        seed: the seed of the cell, used unless the attack names its own.
+        class_count: number of classes of the model.
+        progress: called after each batch with the images done and the images in all.
+
+    Raises:
+        NonFiniteError: where an image, the model's logits, their gradient or an adversarial image is not finite; set
+            and image ids are named.
+        ValueError: when the model ends in a softmax, or attack, model and set do not fit together.
+    """
+    attack.check_classes(class_count)
+    _refuse_probabilities(model)
+    perturb = attack.prepare(model, seed=seed if attack.seed is None else attack.seed, class_count=class_count)
+    return _perturb_batches(attack, perturb, image_set, class_count, progress)
+
+
+def _perturb_batches(
+    attack: Attack,
+    perturb: PerturbBatch,
+    image_set: ImageSet,
+    class_count: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[AttackedBatch]:
+    done = 0
+    for batch in image_set.batches(attack.batch_size):
+        images = np.array(batch.images, np.float32)  # a copy: no engine can then write into the set
+        _check_pixels(images, batch, image_set.name)
+        targets = attack.targets(batch.labels, class_count)
+        goals = targets.fillna(pd.Series(batch.labels)).to_numpy(np.int32)
+        result = perturb(AttackInput(images, goals, done))
+        _refuse_non_finite(result.finite, batch, f"{image_set.name}: non-finite logits or gradient of the model")
+        _refuse_non_finite(
+            _finite_rows(result.images), batch, f"{image_set.name}: non-finite adversarial image of {attack.method}"
+        )
+        yield _attacked_batch(attack, batch, targets, result)
+        done += len(batch.index)
+        if progress is not None:
+            progress(done, len(image_set))
+
+
+def _attacked_batch(attack: Attack, batch: ImageBatch, targets: pd.Series, result: Perturbed) -> AttackedBatch:
+    spared = targets.isna().to_numpy(bool) & attack.targeted
+    images = np.where(spared[:, None, None, None], batch.images, result.images).astype(np.float32, copy=False)
+    index = batch.index.assign(
+        target_class=targets, queries=result.queries, zero_gradient=result.zero_gradient, **result.columns
+    )
+    return AttackedBatch(images, index)
+
+
+def _check_pixels(images: np.ndarray, batch: ImageBatch, name: str) -> None:
+    _refuse_non_finite(_finite_rows(images), batch, f"{name}: non-finite pixels")
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(f"{name}: pixels reach from {images.min()} to {images.max()}, they must lie in [0, 1]")
+
+
+def _finite_rows(images: np.ndarray) -> np.ndarray:
+    return np.asarray(np.isfinite(images).all(axis=tuple(range(1, images.ndim))))
+
+
+def _refuse_non_finite(finite: np.ndarray, batch: ImageBatch, what: str) -> None:
+    if not finite.all():
+        bad = batch.index["image_id"][~finite].tolist()
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise NonFiniteError(f"{what} at {len(bad)} images of one batch: {', '.join(bad[:5])}{more}")
+
+
+def _refuse_probabilities(model: Any) -> None:
+    """A saturated softmax has no gradient in float32, and attacks then fail without a sound."""
+    layers = getattr(model, "layers", None)
+    if not layers:
+        return
+    activation = getattr(getattr(layers[-1], "activation", None), "__name__", "")
+    if activation in {"softmax", "sigmoid"} or type(layers[-1]).__name__ == "Softmax":
+        raise ValueError(
+            f"model {getattr(model, 'name', '')!r} ends in {activation or 'softmax'}: attacks take logits, remove that "
+            "activation"
+        )

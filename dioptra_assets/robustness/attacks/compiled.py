@@ -1,0 +1,195 @@
+"""The engine `compiled`: an attack as one compiled function, written once in `keras.ops`.
+
+Two things differ between the backends of Keras, and :func:`gradient` and :func:`compile_batches` are all that knows it:
+how a gradient is taken, and how a function is compiled. Functions here take and give backend tensors.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+Norm = Literal["inf", 1, 2]
+Tensor = Any  # tf.Tensor or jax.Array, as the backend of Keras has it
+
+
+def gradient(function: Callable[[Tensor], tuple[Tensor, Any]], x: Tensor) -> tuple[Tensor, Any]:
+    """The gradient at `x` of the first (scalar) result of `function`, and its second result.
+
+    Raises:
+        RuntimeError: on a Keras backend other than TensorFlow and JAX.
+    """
+    if _backend() == "jax":
+        import jax  # pyright: ignore[reportMissingImports]
+
+        return jax.grad(function, has_aux=True)(x)
+    import tensorflow as tf
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value, other = function(x)
+    return tape.gradient(value, x), other
+
+
+def compile_batches(
+    function: Callable[..., dict[str, Tensor]],
+) -> Callable[..., dict[str, np.ndarray]]:
+    """Compile a function of arrays that share their first axis, the rows of a batch, and that gives such arrays.
+
+    It is compiled once, also where the last batch is smaller. TensorFlow compiles it for any number of rows. JAX
+    cannot, so there every batch is filled up to the size of the first with copies of its last row, cut off again after.
+
+    Raises:
+        RuntimeError: on a Keras backend other than TensorFlow and JAX.
+    """
+    return _compile_jax(function) if _backend() == "jax" else _compile_tensorflow(function)
+
+
+def keras_ops() -> Any:
+    """`keras.ops` without its type hints, which promise None for a backend that is not used here."""
+    from keras import ops
+
+    return ops
+
+
+def _backend() -> str:
+    import keras
+
+    name = keras.backend.backend()
+    if name not in {"tensorflow", "jax"}:
+        raise RuntimeError(
+            f"Keras runs on the backend {name!r}: attacks run on tensorflow or jax, set KERAS_BACKEND to one of them"
+        )
+    return name
+
+
+def _compile_tensorflow(function: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, np.ndarray]]:
+    import tensorflow as tf
+
+    # Without XLA: on a CPU its convolutions are slower than oneDNN's, and round otherwise than the eager reference.
+    compiled: Any = None
+
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal compiled
+        if compiled is None:
+            any_rows = [tf.TensorSpec((None, *array.shape[1:]), tf.as_dtype(array.dtype)) for array in arrays]
+            compiled = tf.function(function, input_signature=any_rows, autograph=False)
+        results = compiled(*(tf.convert_to_tensor(array) for array in arrays))
+        return {name: result.numpy() for name, result in results.items()}
+
+    return run
+
+
+def _compile_jax(function: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, np.ndarray]]:
+    import jax  # pyright: ignore[reportMissingImports]
+
+    compiled = jax.jit(function)
+    size = 0
+
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal size
+        rows = len(arrays[0])
+        size = max(size, rows)
+        filled = [np.concatenate([array, np.repeat(array[-1:], size - rows, axis=0)]) for array in arrays]
+        return {name: np.asarray(result)[:rows] for name, result in compiled(*filled).items()}
+
+    return run
+
+
+def logits_of(model: Any, images: Tensor, class_count: int) -> Tensor:
+    """The logits of `images`, float32 [rows, class_count].
+
+    Raises:
+        ValueError: when the model gives anything else.
+    """
+    ops = keras_ops()
+
+    logits = model(images, training=False)
+    if len(logits.shape) != 2 or logits.shape[-1] != class_count:
+        raise ValueError(
+            f"model {getattr(model, 'name', '')!r} gives outputs of shape {tuple(logits.shape)}, expected logits of "
+            f"{class_count} classes"
+        )
+    return ops.cast(logits, "float32")
+
+
+def loss_gradient(model: Any, images: Tensor, classes: Tensor, class_count: int) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's cross-entropy towards its class in `classes`, and the logits.
+
+    The losses are summed, not averaged, so that an image's gradient does not depend on the size of its batch.
+
+    Returns:
+        [rows, height, width, channels] and [rows, class_count].
+    """
+    ops = keras_ops()
+
+    goal = ops.one_hot(classes, class_count, dtype="float32")
+
+    def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = logits_of(model, x, class_count)
+        return ops.sum(ops.categorical_crossentropy(goal, logits, from_logits=True)), logits
+
+    return gradient(loss, images)
+
+
+def steepest(slope: Tensor, norm: Norm) -> Tensor:
+    """The direction of norm 1 along which `slope` rises most, image by image; zero where the slope is zero.
+
+    Linf: the sign of every pixel. L1: the one channel of one pixel where the slope is steepest (the first of equals).
+    L2: the slope, scaled.
+
+    Returns:
+        [rows, height, width, channels], in :func:`wide` precision.
+    """
+    ops = keras_ops()
+    slope = ops.cast(slope, wide())
+    if norm == "inf":
+        return ops.sign(slope)
+    flat = ops.reshape(slope, (-1, math.prod(slope.shape[1:])))
+    if norm == 1:
+        steepest_pixel = ops.argmax(ops.abs(flat), axis=1)
+        direction = ops.one_hot(steepest_pixel, flat.shape[1], dtype=wide()) * ops.sign(flat)
+    else:
+        # A confident model's gradients are so small that their squares vanish, so the largest is brought to 1 first.
+        scaled = _divide(flat, ops.max(ops.abs(flat), axis=1, keepdims=True))
+        direction = _divide(scaled, _length(scaled))
+    return ops.reshape(direction, ops.shape(slope))
+
+
+def move(images: Tensor, direction: Tensor, eps: Tensor | float, norm: Norm) -> Tensor:
+    """`images` moved by `eps` along `direction` (of norm 1), kept in the box [0, 1] and in the ball of `eps`."""
+    ops = keras_ops()
+    moved = ops.clip(ops.cast(images, wide()) + eps * direction, 0.0, 1.0)
+    change = ops.cast(ops.cast(moved, "float32") - images, wide())  # after rounding, as the budget is measured
+    if norm == 2:
+        flat = ops.reshape(change, (-1, math.prod(change.shape[1:])))
+        change = ops.reshape(flat * ops.minimum(1.0, _divide(eps, _length(flat))), ops.shape(change))
+    else:  # in L1 the direction has one entry
+        change = ops.clip(change, -eps, eps)
+    return ops.clip(images + ops.cast(change, "float32"), 0.0, 1.0)
+
+
+def wide() -> str:
+    """The dtype of an attack's own arithmetic: double where the backend has it, so that its rounding does not show."""
+    return "float32" if _backend() == "jax" else "float64"
+
+
+def all_of(rows: Tensor) -> Tensor:
+    """Whether all entries of a row are true, bool [rows]."""
+    ops = keras_ops()
+
+    return ops.all(ops.reshape(rows, (-1, math.prod(rows.shape[1:]))), axis=1)
+
+
+def _length(flat: Tensor) -> Tensor:
+    ops = keras_ops()
+
+    return ops.sqrt(ops.sum(flat * flat, axis=1, keepdims=True))
+
+
+def _divide(numerator: Tensor | float, denominator: Tensor) -> Tensor:
+    """Zero where the denominator is zero."""
+    ops = keras_ops()
+
+    return ops.where(denominator > 0, numerator / ops.where(denominator > 0, denominator, 1.0), 0.0)

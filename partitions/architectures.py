@@ -1,0 +1,34 @@
+"""Architecture keys <-> training recipes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dioptra_assets.robustness.architectures import ARCHITECTURES
+from dioptra_assets.robustness.data import DataSource
+from dioptra_assets.robustness.training import TrainingRecipe
+from partitions.configs import ExperimentError, expand
+
+
+def training_recipes(experiment: str, entries: Mapping[str, Any], source: DataSource) -> dict[str, TrainingRecipe]:
+    """The training recipes of an experiment by architecture key, sweeps expanded.
+
+    An entry's `architecture` may be left out where its name is one: `le_net: {epochs: 3}`.
+
+    Raises:
+        ExperimentError: for a wrong entry, and for an architecture that cannot take the images of `source`.
+    """
+    recipes = expand(experiment, "architectures", entries, _model_of)
+    for key, recipe in recipes.items():
+        try:
+            recipe.check_fits(source.image_shape, source.class_count())
+        except ValueError as error:
+            raise ExperimentError(f"experiment {experiment!r}, architectures entry {key!r}: {error}") from error
+    return recipes
+
+
+def _model_of(entry: str, parameters: dict[str, Any]) -> tuple[type[TrainingRecipe], dict[str, Any]]:
+    architecture = parameters.get("architecture", entry)
+    if architecture not in ARCHITECTURES:
+        allowed = ", ".join(ARCHITECTURES)
+        raise ValueError(f"field 'architecture': {architecture!r} is not allowed, it must be one of {allowed}")
+    return TrainingRecipe, {"architecture": architecture, **parameters}

@@ -1,0 +1,99 @@
+"""Entries of an experiment file <-> typed configs, and what is said when an entry is wrong.
+
+An entry is a name and its parameters. A list where a parameter takes one value is a sweep: one config for each value,
+with the value in the key (`fgm` with `eps: [0.1, 0.3]` gives `fgm_0.1` and `fgm_0.3`).
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from partitions.keys import KEY_RULE, is_key, key_text
+
+
+class ExperimentError(ValueError):
+    """An experiment file that cannot be used, in one sentence a mistake."""
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def expand(
+    experiment: str,
+    section: str,
+    entries: Mapping[str, Any],
+    model_of: Callable[[str, dict[str, Any]], tuple[type[Config], dict[str, Any]]],
+) -> dict[str, Config]:
+    """Partition key -> typed config, for every entry of a section and every value of its sweeps.
+
+    Args:
+        experiment: its name, for messages.
+        section: `attacks` or `architectures`, for messages.
+        entries: entry name -> parameters, as read from YAML.
+        model_of: from an entry's name and parameters, the type of its config and the parameters with defaults that the
+            name implies; raises ValueError where there is none.
+
+    Raises:
+        ExperimentError: naming experiment, entry, field, value and what is allowed.
+    """
+    configs: dict[str, Config] = {}
+    for entry, parameters in entries.items():
+        where = f"experiment {experiment!r}, {section} entry {entry!r}"
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise ExperimentError(f"{where}: {parameters!r} is not allowed, write parameters as `name: value`")
+        given = dict(parameters or {})
+        swept = [name for name, value in given.items() if isinstance(value, list)]
+        for name in swept:
+            if not given[name]:
+                raise ExperimentError(
+                    f"{where}, field {name!r}: an empty list is not allowed, give one value or several"
+                )
+        for values in itertools.product(*(given[name] for name in swept)):
+            key = "_".join([str(entry), *(key_text(value) for value in values)])
+            if not is_key(key):
+                raise ExperimentError(
+                    f"{where}: the name {key!r} is not allowed as a partition key, it takes {KEY_RULE}"
+                )
+            if key in configs:
+                raise ExperimentError(
+                    f"{where}: the name {key!r} is given twice, each entry and sweep value needs its own"
+                )
+            try:
+                model, values_given = model_of(str(entry), given | dict(zip(swept, values, strict=True)))
+            except ValueError as error:
+                raise ExperimentError(f"{where}, {error}") from error
+            configs[key] = validate(model, values_given, where)
+    return configs
+
+
+def validate(model: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A typed config.
+
+    Raises:
+        ExperimentError: one sentence for each mistake: where, field, value and what is allowed.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        mistakes = [_sentence(mistake, where, model) for mistake in error.errors(include_url=False)]
+        raise ExperimentError("\n".join(mistakes)) from error
+
+
+def _sentence(mistake: Any, where: str, model: type[BaseModel]) -> str:
+    field = f", field {'.'.join(str(part) for part in mistake['loc'])!r}" if mistake["loc"] else ""
+    if mistake["type"] == "extra_forbidden":
+        return f"{where}{field}: there is no such field, allowed are {', '.join(model.model_fields)}"
+    if mistake["type"] == "missing":
+        return f"{where}{field}: a value is required"
+    value = f"{mistake['input']!r} is not allowed, " if mistake["loc"] else ""
+    allowed = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{where}{field}: {value}{allowed}"
+
+
+def config_hash(document: Mapping[str, Any]) -> str:
+    """The hash of a config's values."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

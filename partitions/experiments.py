@@ -1,0 +1,126 @@
+"""An experiment: what a YAML file declares, typed and checked as a whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from dioptra_assets.robustness.attacks import Attack
+from dioptra_assets.robustness.data import AnySource, DataSource
+from dioptra_assets.robustness.training import TrainingRecipe
+from partitions.architectures import training_recipes
+from partitions.attacks import attack_configs
+from partitions.configs import ExperimentError, validate
+from partitions.keys import KEY_RULE, is_key
+
+
+class ExperimentFile(BaseModel):
+    """The fields of an experiment file, below `attributes`.
+
+    Attributes:
+        description: one or two sentences, shown in the UI and on the report.
+        seed: the one seed that everything random in the experiment is derived from.
+        owners: people (`jane@example.org`) or teams (`team:red`) shown beside every asset.
+        data: where the images come from: `source` and its parameters.
+        architectures: architecture key -> training recipe.
+        attacks: attack key -> evasion attack config.
+        log_sets: also log every adversarial set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    owners: tuple[str, ...] = ()
+    data: dict[str, Any]
+    architectures: dict[str, Any] = Field(min_length=1)
+    attacks: dict[str, Any] = Field(default_factory=dict)
+    log_sets: bool = False
+
+
+class _Data(BaseModel):
+    """Tells the data sources apart by their field `source`."""
+
+    data: AnySource
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """An experiment, checked.
+
+    Attributes:
+        name: the folder of its file; prefix and group of its assets.
+        description: for people.
+        seed: what every cell's seed is derived from.
+        owners: shown beside every asset.
+        source: where the images come from.
+        architectures: architecture key -> training recipe.
+        attacks: attack key -> evasion attack config.
+        log_sets: whether adversarial sets are logged to MLflow as archives.
+    """
+
+    name: str
+    description: str
+    seed: int
+    owners: tuple[str, ...]
+    source: DataSource
+    architectures: dict[str, TrainingRecipe]
+    attacks: dict[str, Attack]
+    log_sets: bool
+
+
+def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec:
+    """Check everything that an experiment file says.
+
+    Raises:
+        ExperimentError: a sentence for each mistake, with experiment, entry, field, value and what is allowed.
+    """
+    where = f"experiment {name!r}"
+    if not is_key(name):
+        raise ExperimentError(f"{where}: the name of its folder is not allowed, it takes {KEY_RULE}")
+    file = validate(ExperimentFile, attributes, where)
+    source = validate(_Data, {"data": file.data}, where).data
+    attacks = attack_configs(name, file.attacks)
+    for key, attack in attacks.items():
+        if (count := source.class_count()) is not None:
+            try:
+                attack.check_classes(count)
+            except ValueError as error:
+                raise ExperimentError(f"{where}, attacks entry {key!r}: {error}") from error
+    return ExperimentSpec(
+        name=name,
+        description=file.description,
+        seed=file.seed,
+        owners=file.owners,
+        source=source,
+        architectures=training_recipes(name, file.architectures, source),
+        attacks=attacks,
+        log_sets=file.log_sets,
+    )
+
+
+def refuse_repeated_names(path: Path) -> None:
+    """Refuse a YAML file in which one mapping holds a name twice: YAML readers keep the last and say nothing.
+
+    Raises:
+        ExperimentError: naming file, line and name.
+    """
+    pending: list[yaml.Node] = [node for node in yaml.compose_all(path.read_text(), yaml.SafeLoader) if node]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ExperimentError(
+                        f"experiment {path.parent.name!r}: the name {key.value!r} is given twice in {path.name}, again"
+                        f" in line {line}; each entry and field needs a name of its own"
+                    )
+                seen.add(key.value)
+                pending.append(value)

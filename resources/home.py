@@ -1,0 +1,44 @@
+"""Where things are kept: one home folder, two settings to move its parts elsewhere.
+
+| what | setting | default |
+|---|---|---|
+| home | `DAGSTER_HOME` | the checkout this package runs from, else the user's data folder |
+| stored assets | `DIOPTRA_ASSETS_STORE`, a folder or `s3://bucket/prefix` | `HOME/store` |
+| MLflow | `MLFLOW_TRACKING_URI` | `sqlite:///HOME/mlflow/mlflow.db` |
+"""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def project_root() -> Path | None:
+    """The checkout this package runs from, or None when it is installed without one."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "dagster.yaml").exists() and (root / "pyproject.toml").exists() else None
+
+
+def home() -> Path:
+    """The folder that holds everything unless a setting moves it."""
+    if configured := os.environ.get("DAGSTER_HOME"):
+        return Path(configured).expanduser().resolve()
+    return project_root() or Path(platformdirs.user_data_dir("dioptra-assets"))
+
+
+def store_url() -> str:
+    """Where assets are stored: an absolute folder, or an `s3://` URL."""
+    configured = os.environ.get("DIOPTRA_ASSETS_STORE")
+    if configured and "://" in configured:
+        return configured.rstrip("/")
+    return str(Path(configured).expanduser().resolve() if configured else home() / "store")
+
+
+def tracking_uri() -> str:
+    """The MLflow tracking URI."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def artifact_location() -> str:
+    """Where MLflow keeps artifacts when its tracking URI is a database; empty lets a server decide."""
+    return "" if tracking_uri().startswith("http") else str(home() / "mlflow" / "artifacts")

@@ -1,0 +1,182 @@
+"""Image sets in the store: pixels as a sharded zarr array, ids, labels and provenance as Parquet beside it.
+
+Pixels are stored without loss, in chunks of about a megabyte with a checksum each, packed in shards of about 64 MB, so
+that writing and reading cost memory for one shard and not for the set. Nothing stored is code.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore, ObjectStore
+
+from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_index
+from resources.cells import Cell, CellStore, DamagedCellError, StoredCell
+from resources.tables import from_parquet, table_hash, to_parquet
+
+KIND = "image_set"
+PIXELS = "pixels"
+INDEX = "index.parquet"
+CHUNK_BYTES = 1 << 20
+SHARD_BYTES = 64 << 20
+
+
+def write_image_set(
+    store: CellStore,
+    cell: Cell,
+    batches: Iterable[ImageBatch],
+    *,
+    n: int,
+    image_shape: tuple[int, int, int],
+    class_names: tuple[str, ...],
+    attributes: Mapping[str, Any] | None = None,
+    run_id: str = "",
+    guard: Callable[[], None] = lambda: None,
+) -> StoredCell:
+    """Store `n` images that arrive in batches; memory is bounded by a shard.
+
+    Args:
+        store: the store.
+        cell: which asset and partition.
+        batches: float32 images in [0, 1] with their index rows, `n` in all.
+        n: how many images there must be.
+        image_shape: (height, width, channels).
+        class_names: the classes that the labels point into.
+        attributes: further JSON facts for readers.
+        run_id: the run that writes, for the manifest.
+        guard: called last before the set is served.
+
+    Returns:
+        The set that is served now, with the hash of pixels, index and class names as data version.
+
+    Raises:
+        NonFiniteError: when a pixel is NaN or infinite, naming its image.
+        ValueError: when a pixel lies outside [0, 1], or batches and `n` do not agree.
+    """
+    digest = hashlib.sha256(json.dumps([n, image_shape, class_names]).encode())
+    index_parts: list[pd.DataFrame] = []
+    with store.write(cell, KIND, run_id) as writer:
+        pixels = _ShardWriter(n, image_shape, writer.put)
+        for batch in batches:
+            images = np.ascontiguousarray(batch.images, np.float32)
+            _check_pixels(images, batch.index, cell)
+            digest.update(images.tobytes())
+            pixels.append(images)
+            index_parts.append(batch.index)
+        pixels.close(cell)
+        index = pd.concat(index_parts, ignore_index=True)
+        check_index(index, class_names, str(cell))
+        digest.update(table_hash(index).encode())
+        writer.put(INDEX, to_parquet(index))
+        facts = {"n": n, "image_shape": list(image_shape), "class_names": list(class_names), **(attributes or {})}
+        return writer.commit(digest.hexdigest(), facts, guard)
+
+
+def read_image_set(stored: StoredCell) -> ImageSet:
+    """The set of a cell, lazily: its index is read now, its pixels when they are asked for."""
+    class_names = tuple(stored.manifest.attributes["class_names"])
+    return ImageSet(StoredPixels(stored), from_parquet(stored.read(INDEX)), class_names, str(stored.cell))
+
+
+class StoredPixels:
+    """Pixels that are read from the store range by range, each chunk verified by its checksum."""
+
+    def __init__(self, stored: StoredCell):
+        self._stored = stored
+        facts = stored.manifest.attributes
+        self.shape: tuple[int, ...] = (facts["n"], *facts["image_shape"])
+        objects = stored.store.open_prefix(f"{stored.prefix}/{PIXELS}")
+        self._array = zarr.open_array(store=ObjectStore(objects, read_only=True), mode="r")
+        if self._array.shape != self.shape:
+            found = f"{PIXELS} has shape {self._array.shape}, not {self.shape}"
+            raise DamagedCellError(f"{stored.cell} is damaged: {found}; materialise the cell again")
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        try:
+            images = np.asarray(self._array[rows])
+        except Exception as error:
+            raise DamagedCellError(self._damage(rows, f"cannot be decoded ({error})")) from error
+        # A shard that disappears after the set was opened reads as the fill value, which no stored pixel has.
+        if np.isnan(images).any():
+            raise DamagedCellError(self._damage(rows, "is missing"))
+        return images
+
+    def _damage(self, rows: slice, what: str) -> str:
+        start, stop, _ = rows.indices(self.shape[0])
+        per_shard = (self._array.shards or self._array.chunks)[0]
+        shards = range(start // per_shard, (max(stop, start + 1) - 1) // per_shard + 1)
+        names = ", ".join(f"{self._stored.prefix}/{PIXELS}/c/{shard}/0/0/0" for shard in shards)
+        return f"{self._stored.cell} is damaged: {names} {what}; materialise the cell again, or restore the file"
+
+
+class _ShardWriter:
+    """Encodes whole shards in memory and hands each to `put`, so that every byte stored has passed the manifest."""
+
+    def __init__(self, n: int, image_shape: tuple[int, int, int], put: Callable[[str, bytes], None]):
+        image_bytes = int(np.prod(image_shape)) * 4
+        per_chunk = max(1, CHUNK_BYTES // image_bytes)
+        per_shard = per_chunk * max(1, min(SHARD_BYTES // (per_chunk * image_bytes), -(-n // per_chunk)))
+        self._put = put
+        self._memory: dict[str, Any] = {}
+        self._store = MemoryStore(self._memory)
+        self._array = zarr.create_array(
+            store=self._store,
+            shape=(n, *image_shape),
+            chunks=(per_chunk, *image_shape),
+            shards=(per_shard, *image_shape),
+            dtype="float32",
+            compressors=[ZstdCodec(level=1, checksum=True)],
+            fill_value=np.nan,
+            config={"write_empty_chunks": True},
+        )
+        self._buffer = np.empty((per_shard, *image_shape), np.float32)
+        self._filled = 0
+        self._written = 0
+        self._drain()
+
+    def append(self, images: np.ndarray) -> None:
+        while len(images):
+            taken = min(len(images), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + taken] = images[:taken]
+            self._filled += taken
+            images = images[taken:]
+            if self._filled == len(self._buffer):
+                self._flush()
+
+    def close(self, cell: Cell) -> None:
+        self._flush()
+        if self._written != self._array.shape[0]:
+            raise ValueError(f"{cell}: {self._written} images came for a set of {self._array.shape[0]}")
+
+    def _flush(self) -> None:
+        if not self._filled:
+            return
+        rows = slice(self._written, min(self._written + self._filled, self._array.shape[0]))
+        self._array[rows] = self._buffer[: rows.stop - rows.start]
+        self._written += self._filled
+        self._filled = 0
+        self._drain()
+
+    def _drain(self) -> None:
+        for name in list(self._memory):
+            if name != "zarr.json" or self._written == 0:
+                self._put(f"{PIXELS}/{name}", self._memory[name].to_bytes())
+            if name != "zarr.json":
+                sync(self._store.delete(name))
+
+
+def _check_pixels(images: np.ndarray, index: pd.DataFrame, cell: Cell) -> None:
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        names = ", ".join(index["image_id"].to_numpy(str)[~finite][:3])
+        raise NonFiniteError(f"{cell}: {np.sum(~finite)} images have non-finite pixels, first {names}")
+    inside = (images >= 0).all() and (images <= 1).all()
+    if not inside:
+        raise ValueError(f"{cell}: pixels reach from {images.min()} to {images.max()}, allowed is [0, 1]")

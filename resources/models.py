@@ -1,0 +1,73 @@
+"""Models in the store: a `.keras` file, checked before it is loaded, and its training history."""
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
+
+from resources.cells import Cell, CellStore, StoredCell
+from resources.tables import from_parquet, to_parquet
+
+if TYPE_CHECKING:
+    import keras
+
+KIND = "model"
+MODEL = "model.keras"
+HISTORY = "history.parquet"
+# Models kept loaded in one process: enough for every target of a transfer experiment.
+KEEP_LOADED = 8
+
+
+def write_model(
+    store: CellStore,
+    cell: Cell,
+    model: "keras.Model",
+    history: pd.DataFrame,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    run_id: str = "",
+    guard: Callable[[], None] = lambda: None,
+) -> StoredCell:
+    """Store a model; its data version is the hash of its architecture and weights."""
+    with store.write(cell, KIND, run_id) as writer, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, MODEL)
+        save_model(model, path)
+        writer.put(MODEL, path.read_bytes())
+        writer.put(HISTORY, to_parquet(history))
+        return writer.commit(weights_digest(model), attributes or {}, guard)
+
+
+def read_history(stored: StoredCell) -> pd.DataFrame:
+    """Loss and accuracy by epoch."""
+    return from_parquet(stored.read(HISTORY))
+
+
+def read_model(stored: StoredCell) -> "keras.Model":
+    """The model of a cell; one that this process has loaded before is given again."""
+    return _load(_Version(stored))
+
+
+class _Version:
+    """A stored model as a cache key: equal where store, cell and version are."""
+
+    def __init__(self, stored: StoredCell):
+        self.stored = stored
+        self.key = (stored.store.url, stored.prefix)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Version) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@functools.lru_cache(maxsize=KEEP_LOADED)
+def _load(version: _Version) -> "keras.Model":
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, MODEL)
+        path.write_bytes(version.stored.read(MODEL))
+        return load_model(path)

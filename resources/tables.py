@@ -1,0 +1,60 @@
+"""Tables: one Parquet file a cell."""
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.util import hash_pandas_object
+
+from resources.cells import Cell, CellStore, StoredCell
+
+KIND = "table"
+FILE = "table.parquet"
+
+
+def write_table(
+    store: CellStore,
+    cell: Cell,
+    table: pd.DataFrame,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    run_id: str = "",
+    guard: Callable[[], None] = lambda: None,
+) -> StoredCell:
+    """Store a table; its data version is the hash of its columns and values."""
+    with store.write(cell, KIND, run_id) as writer:
+        writer.put(FILE, to_parquet(table))
+        return writer.commit(table_hash(table), {"rows": len(table), **(attributes or {})}, guard)
+
+
+def read_table(stored: StoredCell) -> pd.DataFrame:
+    """The table of a cell."""
+    return from_parquet(stored.read(FILE))
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(content: bytes) -> pd.DataFrame:
+    """The table in the bytes of a Parquet file."""
+    return pd.read_parquet(io.BytesIO(content))
+
+
+def table_hash(table: pd.DataFrame) -> str:
+    """SHA-256 of names, types and values; the same for equal tables whatever wrote them."""
+    digest = hashlib.sha256()
+    for name in table.columns:
+        column = table[name]
+        digest.update(f"{name}\0{column.dtype}\0".encode())
+        if len(column) and isinstance(column.iloc[0], np.ndarray):
+            digest.update(np.ascontiguousarray(np.stack(column.tolist())).tobytes())
+        else:
+            digest.update(hash_pandas_object(column, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
