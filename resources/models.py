@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
 
+from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
 from resources.cells import Cell, CellStore, StoredCell
 from resources.tables import from_parquet, to_parquet
 

@@ -43,8 +43,6 @@ ENVIRONMENT_DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# The MLflow UI opens an experiment on its training pages by this tag, and on its language-model pages without it.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -229,8 +227,7 @@ class Tracking(dg.ConfigurableResource):
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                root = self._artifact_root(name)
-                return client.create_experiment(name, artifact_location=root, tags=EXPERIMENT_TAGS)
+                return client.create_experiment(name, artifact_location=self._artifact_root(name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

@@ -23,6 +23,8 @@ from resources.store import StoreResource
 from resources.tracking import CellRun, Tracking, TrackingUnavailable
 
 Metadata = Mapping[str, Any]
+# The entry of an asset's metadata that names the dimensions it is partitioned by.
+DIMENSIONS = "dimensions"
 
 
 class RunEndedError(RuntimeError):
@@ -171,7 +173,8 @@ def cell_asset(
         owners=list(spec.owners),
         code_version=code_version,
         partitions_def=partitions_of(spec, dimensions),
-        metadata={"dagster/column_schema": _column_schema(columns)} if columns else None,
+        metadata={DIMENSIONS: list(dimensions)}
+        | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
     )
 
     @dg.multi_asset(

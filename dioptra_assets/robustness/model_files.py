@@ -5,7 +5,6 @@ process has called it, the checks before loading refuse what it would let throug
 """
 
 import hashlib
-import io
 import json
 import math
 import shutil

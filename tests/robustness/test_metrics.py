@@ -172,6 +172,13 @@ def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
     assert ((held / 200 > 0.90) & (held / 200 < 0.99)).all()
 
 
+def test_a_bootstrap_that_is_biased_away_from_the_estimate_still_holds_it():
+    label = np.repeat(np.arange(10), 2)
+    predicted = np.where(np.arange(20) % 2, 10, label)  # each class hit once: most resamples lose one and its precision
+    (precision, low, high), _ = macro_precision_recall(label, predicted, 11, seed=0)
+    assert low < precision == high == 1
+
+
 def test_resampling_in_parts_changes_nothing_but_memory(monkeypatch):
     label, predicted = np.random.default_rng(0).integers(0, 5, (2, 60))
     whole = macro_precision_recall(label, predicted, 5, seed=1)
@@ -245,6 +252,13 @@ def test_targeted_asr_is_over_the_images_of_other_classes():
     row = _measure(examples)
     assert row["asr_n"] == 150
     assert row["asr"] == pytest.approx((predicted[label != 1] == 1).mean())
+
+
+def test_a_targeted_attack_on_images_of_its_own_class_alone_has_no_asr():
+    examples = _examples().query("label == 1").assign(success=pd.NA)
+    row = _measure(examples)
+    assert row["asr_n"] == 0
+    assert np.isnan(row[["asr", "asr_low", "asr_high"]].astype(float)).all()
 
 
 @pytest.mark.parametrize("column", ["adversarial_prediction", "clean_prediction", "label", "margin", "l2"])

@@ -59,7 +59,7 @@ PICTURES = {
     "transfer_heat_map": lambda: plots.transfer_heat_map(matrix(["le_net", "m" * 60]), title=HOSTILE),
     "security_curves": lambda: plots.security_curves(curve(["le_net", HOSTILE]), class_count=10),
     "confusion_matrix": lambda: plots.confusion_matrix(np.eye(3, dtype=int) * 5, ["a", "long class name", HOSTILE]),
-    "confusion_matrix_large": lambda: plots.confusion_matrix(np.eye(30, dtype=int), [f"class {i}" for i in range(30)]),
+    "confusion_matrix_large": lambda: plots.confusion_matrix(np.eye(21, dtype=int), [str(i) for i in range(21)]),
 }
 
 
@@ -71,7 +71,7 @@ def test_every_picture_is_drawn_without_a_warning_and_twice_alike(name):
     assert PICTURES[name]() == png
     assert b"Software" not in png[:200]
     pixels = decoded(png)
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10, "blank"
+    assert np.bincount(pixels.ravel(), minlength=256).astype(bool).sum() > 10, "blank"
     # Nothing touches the edge, where it would be clipped.
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert (edge == 255).all()

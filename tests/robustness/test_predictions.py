@@ -75,8 +75,8 @@ def test_probabilities_survive_parquet_bit_for_bit(tmp_path):
 def test_a_model_that_returns_nan_is_an_error_that_names_set_count_and_images():
     class Broken:
         def __call__(self, images, training=False):
-            first = keras.ops.take(keras.ops.reshape(images, (-1, 16)), [0, 1, 2], axis=1)
-            return keras.ops.where(first > 0.5, np.float32("nan"), first)
+            first: Any = keras.ops.take(keras.ops.reshape(images, (-1, 16)), [0, 1, 2], axis=1)
+            return keras.ops.where(keras.ops.greater(first, 0.5), np.float32("nan"), first)
 
     image_set = _set(10)
     bad = np.flatnonzero((image_set.to_numpy()[0].reshape(10, 16)[:, :3] > 0.5).any(axis=1))

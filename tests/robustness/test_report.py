@@ -13,6 +13,7 @@ from dioptra_assets.robustness.report import ReportData, rate, render_report
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br"}
+BLOCKS = {"td", "th", "dt", "dd", "li", "caption"}
 
 
 class Page(HTMLParser):
@@ -33,6 +34,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if tag in BLOCKS:
+            self.words.append(" ")
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
@@ -131,8 +134,10 @@ def test_text_from_data_is_never_markup():
             description=EVIL,
             data=pd.DataFrame([{"set": EVIL, "n": 1, "classes": 2, "size": EVIL, "data_version": EVIL}]),
             models=pd.DataFrame([{"architecture": EVIL, "clean_accuracy": 0.5, "low": 0.4, "high": 0.6, EVIL: 3}]),
-            attacks=[{"attack": EVIL, "method": EVIL, "description": EVIL, "parameters": {EVIL: EVIL, "b": EVIL}}]
-            + [{"attack": EVIL, "method": EVIL, "threat_model": dict.fromkeys(["goal", "norm", "budget"], EVIL)}],
+            attacks=[
+                {"attack": EVIL, "method": EVIL, "description": EVIL, "parameters": {EVIL: EVIL, "b": EVIL}},
+                {"attack": EVIL, "method": EVIL, "threat_model": dict.fromkeys(["goal", "norm", "budget"], EVIL)},
+            ],
             metrics=evil.assign(defence=EVIL),
             transfer_matrices={EVIL: pd.DataFrame([[0.5]], index=[EVIL], columns=[EVIL])},
             figures={
@@ -261,7 +266,7 @@ def test_an_experiment_without_a_result_still_has_a_page():
 
 
 def test_a_picture_that_is_no_png_is_refused_by_name():
-    with pytest.raises(ValueError, match="security_curves|Security curves"):
+    with pytest.raises(ValueError, match="Security curves"):
         render_report(report_data(figures={"security_curves": b"GIF89a"}))
 
 

@@ -183,7 +183,7 @@ def perturb_set(
         ValueError: when the model ends in a softmax, or attack, model and set do not fit together.
     """
     attack.check_classes(class_count)
-    _refuse_probabilities(model)
+    _check_model(model, class_count)
     perturb = attack.prepare(model, seed=seed if attack.seed is None else attack.seed, class_count=class_count)
     return _perturb_batches(attack, perturb, image_set, class_count, progress)
 
@@ -238,14 +238,16 @@ def _refuse_non_finite(finite: np.ndarray, batch: ImageBatch, what: str) -> None
         raise NonFiniteError(f"{what} at {len(bad)} images of one batch: {', '.join(bad[:5])}{more}")
 
 
-def _refuse_probabilities(model: Any) -> None:
-    """A saturated softmax has no gradient in float32, and attacks then fail without a sound."""
-    layers = getattr(model, "layers", None)
-    if not layers:
-        return
-    activation = getattr(getattr(layers[-1], "activation", None), "__name__", "")
-    if activation in {"softmax", "sigmoid"} or type(layers[-1]).__name__ == "Softmax":
+def _check_model(model: Any, class_count: int) -> None:
+    if tuple(model.output_shape) != (None, class_count):
         raise ValueError(
-            f"model {getattr(model, 'name', '')!r} ends in {activation or 'softmax'}: attacks take logits, remove that "
-            "activation"
+            f"model {model.name!r} gives outputs of shape {tuple(model.output_shape)}: expected logits of "
+            f"{class_count} classes"
+        )
+    # A saturated softmax has no gradient in float32, and attacks then fail without a sound.
+    last = model.layers[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", "")
+    if activation in {"softmax", "sigmoid"} or type(last).__name__ == "Softmax":
+        raise ValueError(
+            f"model {model.name!r} ends in {activation or 'softmax'}: attacks take logits, remove that activation"
         )

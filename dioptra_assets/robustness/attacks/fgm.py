@@ -46,7 +46,9 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
     eps: float = Field(
         gt=0, allow_inf_nan=False, description="Size of the step, above 0, in the norm; pixels span [0, 1]."
     )
-    norm: Annotated[compiled.Norm, BeforeValidator(parse_norm)] = Field(default="inf", description="inf, 1 or 2.")
+    norm: Annotated[compiled.Norm, BeforeValidator(parse_norm)] = Field(
+        default="inf", validate_default=True, description="inf, 1 or 2."
+    )
     minimal: bool = Field(default=False, description="Search each image's smallest sufficient step up to eps.")
     eps_step: float = Field(
         default=0.1,
@@ -177,7 +179,7 @@ def _compiled_fgm(attack: FastGradientMethod, model: Any, class_count: int) -> A
 
         def try_level(level: Any, adversarial: Any, found: Any, queries: Any) -> Any:
             candidates = compiled.move(images, direction, levels[level], attack.norm)
-            hits = reached(compiled.logits_of(model, candidates, class_count), goals)
+            hits = reached(compiled.logits_of(model, candidates), goals)
             new = ops.logical_and(hits, ops.logical_not(found))
             adversarial = ops.where(new[:, None, None, None], candidates, adversarial)
             queries = queries + ops.cast(ops.logical_not(found), queries.dtype)

@@ -41,14 +41,9 @@ def decode(path: Path, *, shape: tuple[int, int, int], resize: str, max_pixels: 
     height, width, channels = shape
     with _naming(path), path.open("rb") as stream:
         image = _open(stream, max_pixels)
-        if image.format == "PNG":
-            # Checks the checksum of every chunk, which decoding does not.
-            image.verify()
-            image = _open(stream, max_pixels)
-        upright = _opaque(ImageOps.exif_transpose(image))
-        sized = upright.convert("L" if channels == 1 else "RGB").resize(
-            (width, height), Image.Resampling[resize.upper()]
-        )
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _opaque(image)
+        sized = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling[resize.upper()])
         return np.asarray(sized, np.uint8).reshape(shape)
 
 
@@ -56,7 +51,6 @@ def _open(stream: IO[bytes], max_pixels: int) -> "PillowImage":
     """The image with its header read and judged, and no pixel decoded."""
     from PIL import Image
 
-    stream.seek(0)
     head = stream.read(25)
     if not head:
         raise DataError("has zero bytes")

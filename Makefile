@@ -1,0 +1,55 @@
+# Everything runs in .venv, which `make setup` makes and every other target uses.
+# Python 3.11 or newer, git and make are all a machine needs. Another Python: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+BIN := .venv/bin
+# One home for Dagster's state, the asset store and MLflow: this folder, unless you set another.
+export DAGSTER_HOME ?= $(CURDIR)
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
+export UV_COMPILE_BYTECODE := 1
+
+.PHONY: setup demo ui test test-all lint format bench lock pictures clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 setup")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## Train, attack, evaluate and report on handwritten digits.
+	$(BIN)/dioptra-assets demo
+
+ui: setup  ## Open Dagster on http://127.0.0.1:3000.
+	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml
+
+test: setup  ## The fast tests, within ten minutes on two cores.
+	$(BIN)/pytest -m "not slow"
+
+test-all: setup  ## Every test, slow proofs too.
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/dg check defs
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## Speed and memory against ART, as ratios.
+	$(BIN)/python -m benchmarks
+
+lock: setup  ## Write requirements.lock anew: versions and hashes, no address.
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --upgrade --quiet -o requirements.lock
+
+clean:  ## Remove the environment and everything this folder holds as a home: stored assets, MLflow, Dagster's state.
+	rm -rf .venv store mlflow reports storage history schedules logs .logs_queue .nux .telemetry

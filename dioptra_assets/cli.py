@@ -1,0 +1,117 @@
+"""The command line: `dioptra-assets`."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from resources import home
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+console = Console()
+
+
+@app.callback()
+def _settings() -> None:
+    """Adversarial robustness of image classifiers, as a graph of Dagster assets."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["DAGSTER_HOME"] = str(home.home())
+
+
+@app.command()
+def materialize(
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
+) -> None:
+    """Compute every cell of an experiment that is missing or stale, in this process."""
+    import dagster as dg
+
+    from dioptra_assets.launch import materialize_experiment
+    from resources.cells import CellStore
+
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+    from dioptra_assets.definitions import defs
+
+    with dg.DagsterInstance.get() as instance:
+        try:
+            launched = materialize_experiment(
+                defs(), experiment, instance=instance, store=CellStore(home.store_url()), log=console.print
+            )
+        except LookupError as error:
+            console.print(f"[red]{error}[/red]")
+            raise typer.Exit(2) from error
+    console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
+    for what, cells in (
+        ("failed", launched.failed),
+        ("not tried, since what it is made from failed", launched.skipped),
+    ):
+        for cell in cells:
+            console.print(f"[red]{cell} {what}[/red]")
+    if launched.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo() -> None:
+    """Run the experiment `digits` from its data to its report, and say where everything is."""
+    console.print("Handwritten digits: training two models, attacking each, evaluating both on every adversarial set.")
+    materialize("digits")
+    transfer("digits")
+    report("digits", None)
+    console.print("graph:  `make ui`, then http://127.0.0.1:3000/asset-groups/")
+    console.print('python: import dioptra_assets as da; da.load("digits/evasion_metrics")')
+
+
+@app.command()
+def transfer(experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]) -> None:
+    """Print the transfer matrix of an experiment: every model on the images made on every model."""
+    import dioptra_assets as da
+
+    metrics = da.load(f"{experiment}/transfer_matrix")
+    targets = list(dict.fromkeys(metrics["target"]))
+    table = Table(title=f"{experiment}: robust accuracy in %, [95 % interval]")
+    table.add_column("attack")
+    table.add_column("made on")
+    for target in targets:
+        table.add_column(f"evaluated on {target}", justify="right")
+    for (attack, source), rows in metrics.groupby(["attack", "source"], sort=False):
+        by_target = rows.set_index("target")
+        table.add_row(
+            str(attack),
+            str(source),
+            *(
+                f"{100 * row['robust_accuracy']:.1f}  [{100 * row['robust_accuracy_low']:.1f}, "
+                f"{100 * row['robust_accuracy_high']:.1f}]"
+                for _, row in by_target.loc[targets].iterrows()
+            ),
+        )
+    console.print(table)
+
+
+@app.command()
+def report(
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+) -> None:
+    """Write the report of an experiment to an HTML file."""
+    import dioptra_assets as da
+
+    target = output or home.home() / "reports" / f"{experiment}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    console.print(f"report: {da.load(f'{experiment}/report').save(target)}", soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point: an expected failure is one line, not a traceback."""
+    from resources.cells import DamagedCellError, MissingCellError, StoreError
+
+    try:
+        app()
+    except (MissingCellError, DamagedCellError, StoreError) as error:
+        console.print(f"[red]{error}[/red]")
+        sys.exit(1)
