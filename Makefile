@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo ui test test-all lint format bench lock pictures clean
+.PHONY: setup demo ui mlflow test test-all lint format bench lock pictures clean
 
 setup: .venv/.installed
 
@@ -27,6 +27,11 @@ demo: setup  ## Train, attack, evaluate and report on handwritten digits.
 
 ui: setup  ## Open Dagster on http://127.0.0.1:3000.
 	$(BIN)/dagster dev -h 127.0.0.1 -p 3000 -w workspace.yaml
+
+mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registered models.
+	MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
+		--allowed-hosts 127.0.0.1:5000,localhost:5000 --backend-store-uri sqlite:///$(DAGSTER_HOME)/mlflow/mlflow.db \
+		--artifacts-destination $(DAGSTER_HOME)/mlflow/artifacts
 
 test: setup  ## The fast tests, within ten minutes on two cores.
 	$(BIN)/pytest -m "not slow"

@@ -36,7 +36,7 @@ class StoreError(RuntimeError):
 
 
 class MissingCellError(LookupError):
-    """Nothing has been materialised at this asset and partition."""
+    """Nothing has been materialized at this asset and partition."""
 
 
 class DamagedCellError(RuntimeError):
@@ -301,7 +301,7 @@ class CellStore:
                 pointer = json.loads(self.get(f"{folder}/{CURRENT}") or b"{}")
                 manifest = self.get(f"{folder}/versions/{pointer.get('version')}/{MANIFEST}")
                 if manifest is None:
-                    raise DamagedCellError(f"{folder} has no manifest; materialise it again")
+                    raise DamagedCellError(f"{folder} has no manifest; materialize it again")
                 record = Manifest.model_validate_json(manifest)
                 found.append(Cell(record.asset, record.partition))
             else:
@@ -353,4 +353,4 @@ def sha256(content: bytes) -> str:
 
 
 def _damage(cell: Cell, path: str, what: str) -> str:
-    return f"{cell} is damaged: {path} {what}; materialise the cell again, or restore the file"
+    return f"{cell} is damaged: {path} {what}; materialize the cell again, or restore the file"

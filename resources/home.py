@@ -5,6 +5,7 @@
 | home | `DAGSTER_HOME` | the checkout this package runs from, else the user's data folder |
 | stored assets | `DIOPTRA_ASSETS_STORE`, a folder or `s3://bucket/prefix` | `HOME/store` |
 | MLflow | `MLFLOW_TRACKING_URI` | `sqlite:///HOME/mlflow/mlflow.db` |
+| MLflow's pages | `DIOPTRA_ASSETS_MLFLOW_UI` | `http://127.0.0.1:5000` |
 """
 
 import os
@@ -37,6 +38,11 @@ def store_url() -> str:
 def tracking_uri() -> str:
     """The MLflow tracking URI."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
+
+
+def mlflow_ui() -> str:
+    """Where MLflow's pages are looked at when its tracking URI is a database; `make mlflow` serves them there."""
+    return os.environ.get("DIOPTRA_ASSETS_MLFLOW_UI", "http://127.0.0.1:5000")
 
 
 def artifact_location() -> str:

@@ -96,7 +96,7 @@ class StoredPixels:
         self._array = zarr.open_array(store=ObjectStore(objects, read_only=True), mode="r")
         if self._array.shape != self.shape:
             found = f"{PIXELS} has shape {self._array.shape}, not {self.shape}"
-            raise DamagedCellError(f"{stored.cell} is damaged: {found}; materialise the cell again")
+            raise DamagedCellError(f"{stored.cell} is damaged: {found}; materialize the cell again")
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         try:
@@ -113,7 +113,7 @@ class StoredPixels:
         per_shard = (self._array.shards or self._array.chunks)[0]
         shards = range(start // per_shard, (max(stop, start + 1) - 1) // per_shard + 1)
         names = ", ".join(f"{self._stored.prefix}/{PIXELS}/c/{shard}/0/0/0" for shard in shards)
-        return f"{self._stored.cell} is damaged: {names} {what}; materialise the cell again, or restore the file"
+        return f"{self._stored.cell} is damaged: {names} {what}; materialize the cell again, or restore the file"
 
 
 class _ShardWriter:

@@ -1,4 +1,4 @@
-"""Tracking: one MLflow run for each materialised cell, and the registry of trained models.
+"""Tracking: one MLflow run for each materialized cell, and the registry of trained models.
 
 Everything goes through `MlflowClient`: MLflow's global active run belongs to whoever uses MLflow in the same process
 and is never read or changed, and MLflow loads no artefact, so nothing that a registry holds is ever executed. A server

@@ -18,6 +18,7 @@ from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
+from resources import home
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.store import StoreResource
 from resources.tracking import CellRun, Tracking, TrackingUnavailable
@@ -100,7 +101,7 @@ class CellContext:
         return self.store.open(self.input_cell(asset, **partition))
 
     def present(self, asset: str, cells: Sequence[Mapping[str, str]]) -> tuple[list[StoredCell], list[str]]:
-        """Those of some cells that have been materialised, and the paths of those that have not."""
+        """Those of some cells that have been materialized, and the paths of those that have not."""
         stored, missing = [], []
         for partition in cells:
             cell = self.input_cell(asset, **partition)
@@ -183,7 +184,7 @@ def cell_asset(
         pool=pool,
         backfill_policy=dg.BackfillPolicy.single_run() if dimensions else None,
     )
-    def materialise(
+    def materialize(
         context: dg.AssetExecutionContext, store: StoreResource, tracking: Tracking
     ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
         keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
@@ -228,7 +229,7 @@ def cell_asset(
             None, output_name=context.op_execution_context.op_def.output_defs[0].name, metadata=NO_FURTHER_EVENT
         )
 
-    return materialise
+    return materialize
 
 
 def _tracked(
@@ -273,7 +274,10 @@ def _metadata(result: CellResult, store: CellStore, run: CellRun | None, seconds
     if "rows" in result.stored.manifest.attributes:
         metadata["dagster/row_count"] = result.stored.manifest.attributes["rows"]
     if run:
-        metadata["MLflow run"] = dg.MetadataValue.url(run.url) if run.url else run.run_id
+        metadata["MLflow run"] = dg.MetadataValue.url(
+            run.url or f"{home.mlflow_ui()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        )
+        metadata["MLflow run id"] = run.run_id
     return metadata
 
 

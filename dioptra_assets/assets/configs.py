@@ -20,7 +20,7 @@ ARCHITECTURE_CONFIG = "architecture_config"
 
 
 class ConfigChangedError(RuntimeError):
-    """An experiment file says something else than the config that was materialised."""
+    """An experiment file says something else than the config that was materialized."""
 
 
 def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
@@ -36,11 +36,11 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             name,
             compute,
-            description=f"{what}, as the experiment file gives it. Materialise it after editing the file: its cells"
+            description=f"{what}, as the experiment file gives it. Materialize it after editing the file: its cells"
             " downstream then become stale, and no others.",
             dimensions=(dimension,),
             kinds={"yaml"},
-            # The entries themselves are the code: the UI marks what was edited and not yet materialised.
+            # The entries themselves are the code: the UI marks what was edited and not yet materialized.
             code_version=config_hash(documents)[:12],
         )
 
@@ -53,7 +53,7 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
 
 
 def read_recipe(cell: CellContext, architecture: str) -> TrainingRecipe:
-    """The training recipe that was materialised.
+    """The training recipe that was materialized.
 
     Raises:
         ConfigChangedError: when the experiment file now says something else.
@@ -64,7 +64,7 @@ def read_recipe(cell: CellContext, architecture: str) -> TrainingRecipe:
 
 
 def read_attack(cell: CellContext, attack: str) -> Attack:
-    """The attack config that was materialised.
+    """The attack config that was materialized.
 
     Raises:
         ConfigChangedError: when the experiment file now says something else.
@@ -75,13 +75,13 @@ def read_attack(cell: CellContext, attack: str) -> Attack:
 
 
 def _refuse_change(cell: CellContext, asset: str, key: str, stored: BaseModel, declared: BaseModel) -> None:
-    """What a cell is made from must be what its lineage says: the config that was materialised."""
+    """What a cell is made from must be what its lineage says: the config that was materialized."""
     if stored == declared:
         return
     old, new = stored.model_dump(), declared.model_dump()
     changes = ", ".join(f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if new[name] != old.get(name))
     name = f"{cell.spec.name}/{asset}"
     raise ConfigChangedError(
-        f"{name} {key} was edited since it was materialised ({changes}): materialise it first,"
+        f"{name} {key} was edited since it was materialized ({changes}): materialize it first,"
         f" `dg launch --assets '{name}' --partition '{key}'`"
     )

@@ -96,7 +96,7 @@ def _examples(cell: CellContext) -> CellResult:
     stored = write_table(cell.store, cell.cell, table, attributes=facts, **cell.publishing)
     metadata: dict[str, object] = {"preview": dg.MetadataValue.md(_preview(table))}
     if missing:
-        metadata["missing"] = dg.MetadataValue.text(f"not evaluated, because not materialised: {', '.join(missing)}")
+        metadata["missing"] = dg.MetadataValue.text(f"not evaluated, because not materialized: {', '.join(missing)}")
     return CellResult(stored, metadata, {"target models": len(models), "n": len(testing_set)})
 
 

@@ -26,7 +26,7 @@ def provenance_tags(
 ) -> dict[str, str]:
     """Code version, input versions and dimensions of one cell, read before its inputs are.
 
-    A later materialisation of an input, with another content, then makes the cell stale; one of the same content, or of
+    A later materialization of an input, with another content, then makes the cell stale; one of the same content, or of
     a partition that the cell was not made from, does not.
     """
     node = context.assets_def.specs_by_key[key]

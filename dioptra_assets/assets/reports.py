@@ -89,7 +89,7 @@ def _present_metrics(cell: CellContext) -> tuple[pd.DataFrame, list[str]]:
     stored, missing = cell.present("evasion_metrics", partitions)
     if not stored:
         raise LookupError(
-            f"{cell.cell}: no cell of {cell.spec.name}/evasion_metrics has been materialised yet, materialise some first"
+            f"{cell.cell}: no cell of {cell.spec.name}/evasion_metrics has been materialized yet, materialize some first"
         )
     for one in stored:
         missing += [f"{one.cell.path} without {target}" for target in one.manifest.attributes["missing"]]
@@ -183,7 +183,7 @@ def report_data(cell: CellContext, metrics: pd.DataFrame, missing: list[str]) ->
         provenance=pd.DataFrame([_provenance_row(stored) for stored in (*sets, *models, *metric_cells)]),
         versions=_versions(),
         missing=missing,
-        commands=[f"dioptra-assets materialise {spec.name}", f"dioptra-assets report {spec.name}"],
+        commands=[f"dioptra-assets materialize {spec.name}", f"dioptra-assets report {spec.name}"],
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
@@ -35,22 +36,63 @@ class Case:
 
 CASES = {
     "fgm": Case({"method": "fgm", "eps": 0.3}, np.inf, 0.1),
-    "fgm l1": Case({"method": "fgm", "eps": 0.9, "norm": 1}, 1, 0.97),
-    "fgm l2": Case({"method": "fgm", "eps": 1.5, "norm": 2}, 2, 0.4),
-    "fgm targeted": Case({"method": "fgm", "eps": 0.3, "targeted": True}, np.inf, 0.5),
-    "fgm target 3": Case({"method": "fgm", "eps": 0.3, "targeted": True, "target_class": 3}, np.inf, 0.5),
+    "fgm l1": Case({"method": "fgm", "eps": 0.9, "norm": 1}, 1, 0.85),
+    "fgm l2": Case({"method": "fgm", "eps": 1.5, "norm": 2}, 2, 0.1),
+    "fgm targeted": Case({"method": "fgm", "eps": 0.3, "targeted": True}, np.inf, 0.1),
+    "fgm target 3": Case({"method": "fgm", "eps": 0.3, "targeted": True, "target_class": 3}, np.inf, 0.15),
     "fgm minimal": Case({"method": "fgm", "eps": 0.3, "eps_step": 0.05, "minimal": 1}, np.inf, 0.1, added=("found",)),
     "fgm minimal l2": Case(
-        {"method": "fgm", "eps": 1.5, "eps_step": 0.25, "norm": 2, "minimal": 1}, 2, 0.4, added=("found",)
+        {"method": "fgm", "eps": 1.5, "eps_step": 0.25, "norm": 2, "minimal": 1}, 2, 0.1, added=("found",)
     ),
     "fgm art": Case({"method": "fgm", "eps": 0.3, "engine": "art"}, np.inf, 0.1),
-    "fgm art l2": Case({"method": "fgm", "eps": 1.5, "norm": 2, "engine": "art"}, 2, 0.4),
+    "fgm art l2": Case({"method": "fgm", "eps": 1.5, "norm": 2, "engine": "art"}, 2, 0.1),
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@dataclass(frozen=True)
+class Run:
+    """One run of a case over the digits, and what was there before and after."""
+
+    images: np.ndarray
+    index: pd.DataFrame
+    rows: list[int]
+    progress: list[tuple[int, int]]
+    untouched: bool
+
+
+@pytest.fixture(scope="module", params=[pytest.param(case, id=name) for name, case in CASES.items()])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def run(case: Case, dense_model: Any, digits: ImageSet) -> Run:
+    """The case over the digits in batches of 64, seed 0."""
+    pixels = digits.to_numpy()[0].copy()
+    index = digits.index.assign(file="a.png")
+    attacked = ImageSet(pixels, index, digits.class_names)
+    before = index.copy()
+    np.random.seed(3)
+    progress: list[tuple[int, int]] = []
+    batches = list(
+        perturb_set(
+            attack_of(case),
+            dense_model,
+            attacked,
+            seed=0,
+            class_count=10,
+            progress=lambda done, total: progress.append((done, total)),
+        )
+    )
+    drawn = np.random.random()
+    np.random.seed(3)
+    return Run(
+        np.concatenate([batch.images for batch in batches]),
+        pd.concat([batch.index for batch in batches], ignore_index=True),
+        [len(batch.images) for batch in batches],
+        progress,
+        drawn == np.random.random() and np.array_equal(pixels, digits.to_numpy()[0]) and index.equals(before),
+    )
 
 
 def attack_of(case: Case, **changes: Any) -> Attack:
@@ -66,73 +108,57 @@ def test_every_attack_is_in_the_table() -> None:
     assert {case.config["method"] for case in CASES.values()} == set(ATTACKS)
 
 
-def test_pixels_stay_in_the_box_as_float32(case: Case, dense_model: Any, digits: ImageSet) -> None:
-    adversarial, _ = attack_all(attack_of(case), dense_model, digits)
-    assert adversarial.dtype == np.float32
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
+def test_pixels_stay_in_the_box_as_float32(run: Run) -> None:
+    assert run.images.dtype == np.float32
+    assert run.images.min() >= 0
+    assert run.images.max() <= 1
 
 
-def test_the_change_stays_in_the_budget(case: Case, dense_model: Any, digits: ImageSet) -> None:
-    adversarial, _ = attack_all(attack_of(case), dense_model, digits)
-    changed = sizes(case, adversarial, digits.to_numpy()[0])
+def test_the_change_stays_in_the_budget(case: Case, run: Run, digits: ImageSet) -> None:
+    changed = sizes(case, run.images, digits.to_numpy()[0])
     assert changed.max() <= case.config["eps"] * (1 + 1e-6)
-    assert changed.max() > 0
+    assert changed.max() > 0.5 * case.config["eps"]
 
 
-def test_every_image_comes_back_once_and_in_order(case: Case, dense_model: Any, digits: ImageSet) -> None:
-    done: list[tuple[int, int]] = []
-    batches = list(
-        perturb_set(
-            attack_of(case), dense_model, digits, seed=0, class_count=10, progress=lambda *args: done.append(args)
-        )
-    )
-    assert [len(batch.images) for batch in batches] == [64, 64, 64, 11]
-    assert [image_id for batch in batches for image_id in batch.index["image_id"]] == list(digits.index["image_id"])
-    assert done == [(64, 203), (128, 203), (192, 203), (203, 203)]
+def test_every_image_comes_back_once_and_in_order(run: Run, digits: ImageSet) -> None:
+    assert run.rows == [64, 64, 64, 11]
+    assert list(run.index["image_id"]) == list(digits.index["image_id"])
+    assert list(run.index["label"]) == list(digits.labels)
+    assert run.progress == [(64, 203), (128, 203), (192, 203), (203, 203)]
 
 
-@pytest.mark.parametrize("batch_size", [7, 203, 1000])
-def test_batch_size_changes_nothing(case: Case, batch_size: int, dense_model: Any, digits: ImageSet) -> None:
-    adversarial, index = attack_all(attack_of(case), dense_model, digits)
-    others, other_index = attack_all(attack_of(case, batch_size=batch_size), dense_model, digits)
-    # Sums of a batch of another size may differ in the last bit, so only a gradient of almost zero may change its sign.
-    assert np.abs(adversarial - others).max() <= 1e-6
-    assert index.equals(other_index)
+def test_the_attacked_set_and_the_global_generator_are_left_alone(run: Run) -> None:
+    assert run.untouched
 
 
-def test_same_seed_gives_the_same_bytes(case: Case, dense_model: Any, digits: ImageSet) -> None:
-    first, first_index = attack_all(attack_of(case), dense_model, digits, seed=5)
-    second, second_index = attack_all(attack_of(case), dense_model, digits, seed=5)
-    own, _ = attack_all(attack_of(case, seed=5), dense_model, digits, seed=6)
-    assert first.tobytes() == second.tobytes() == own.tobytes()
-    assert first_index.equals(second_index)
+def test_the_index_is_complete(case: Case, run: Run) -> None:
+    columns = {"image_id", "label", "file", "target_class", "queries", "zero_gradient", *case.added}
+    assert set(run.index.columns) == columns
+    assert run.index["file"].eq("a.png").all()
+    assert run.index[["queries", "zero_gradient", "target_class"]].dtypes.astype(str).tolist() == [
+        "int64",
+        "bool",
+        "Int64",
+    ]
+    assert run.index["queries"].min() >= 1
+    assert run.index["target_class"].notna().any() == attack_of(case).targeted
+    assert not (run.index["target_class"] == run.index["label"]).any()
 
 
-def test_the_attacked_set_and_the_global_generator_are_left_alone(
-    case: Case, dense_model: Any, digits: ImageSet
+@pytest.mark.parametrize("batch_size", [7, 1000])
+def test_batch_size_changes_nothing(case: Case, run: Run, batch_size: int, dense_model: Any, digits: ImageSet) -> None:
+    images, index = attack_all(attack_of(case, batch_size=batch_size), dense_model, digits)
+    # Products of matrices of another size may round otherwise; no sign and no level may change by it.
+    np.testing.assert_allclose(images, run.images, rtol=0, atol=1e-6)
+    assert index.equals(run.index.drop(columns="file"))
+
+
+def test_same_seed_gives_the_same_bytes_whoever_names_it(
+    case: Case, run: Run, dense_model: Any, digits: ImageSet
 ) -> None:
-    before, index = digits.to_numpy()[0].copy(), digits.index.copy()
-    np.random.seed(3)
-    attack_all(attack_of(case), dense_model, digits)
-    drawn = np.random.random()
-    np.random.seed(3)
-    assert drawn == np.random.random()
-    assert digits.to_numpy()[0].tobytes() == before.tobytes()
-    assert digits.index.equals(index)
-
-
-def test_the_index_is_complete(case: Case, dense_model: Any, digits: ImageSet) -> None:
-    tagged = ImageSet(digits.pixels, digits.index.assign(file="a.png"), digits.class_names)
-    attack = attack_of(case)
-    _, index = attack_all(attack, dense_model, tagged)
-    wanted = {"image_id", "label", "file", "target_class", "queries", "zero_gradient", *case.added}
-    assert set(index.columns) == wanted
-    assert index["file"].eq("a.png").all()
-    assert (index.dtypes[["queries", "zero_gradient", "target_class"]].astype(str) == ["int64", "bool", "Int64"]).all()
-    assert index["queries"].min() >= 1
-    assert index["target_class"].notna().any() == attack.targeted
-    assert not (index["target_class"] == index["label"]).any()
+    images, index = attack_all(attack_of(case, seed=0), dense_model, digits, seed=6)
+    assert images.tobytes() == run.images.tobytes()
+    assert index.equals(run.index.drop(columns="file"))
 
 
 def test_the_threat_model_is_complete(case: Case) -> None:
@@ -170,30 +196,33 @@ def test_a_wrong_field_is_refused_by_name(case: Case, wrong: dict[str, Any], fie
 
 
 def test_a_model_is_broken_and_noise_of_the_same_size_does_not_break_it(
-    case: Case, dense_model: Any, digits: ImageSet
+    case: Case, run: Run, dense_model: Any, digits: ImageSet
 ) -> None:
     images, labels = digits.to_numpy()
-    adversarial, _ = attack_all(attack_of(case), dense_model, digits)
-    attacked = float((predict(dense_model, adversarial) == labels).mean())
+
+    def accuracy(pixels: np.ndarray) -> float:
+        return float((predict(dense_model, pixels.astype(np.float32)) == labels).mean())
 
     noise = np.random.default_rng(0).choice([-1.0, 1.0], images.shape)
-    flat = np.linalg.norm(noise.reshape(len(noise), -1), ord=case.ord, axis=1)
-    noise *= (sizes(case, adversarial, images) / flat)[:, None, None, None]
-    noisy = float((predict(dense_model, np.clip(images + noise, 0, 1).astype(np.float32)) == labels).mean())
+    size = sizes(case, run.images, images) / sizes(case, noise, np.zeros_like(noise))
+    noisy = np.clip(images + noise * size[:, None, None, None], 0, 1)
 
-    assert float((predict(dense_model, images) == labels).mean()) > 0.93
-    assert attacked < case.robust
-    assert noisy > attacked
+    assert accuracy(images) > 0.9
+    assert accuracy(run.images) < case.robust
+    assert accuracy(noisy) > accuracy(run.images) + 0.05
 
 
-def test_success_grows_with_eps(case: Case, dense_model: Any, digits: ImageSet) -> None:
-    def robust_accuracy(factor: float) -> float:
+def test_success_grows_with_eps(case: Case, run: Run, dense_model: Any, digits: ImageSet) -> None:
+    def robust_accuracy(images: np.ndarray) -> float:
+        return float((predict(dense_model, images) == digits.labels).mean())
+
+    accuracies = [robust_accuracy(digits.to_numpy()[0])]
+    for factor in (0.2, 0.6):
         attack = attack_of(case, eps=case.config["eps"] * factor)
-        return float((predict(dense_model, attack_all(attack, dense_model, digits)[0]) == digits.labels).mean())
-
-    weak, middle, strong = (robust_accuracy(factor) for factor in (0.2, 0.6, 1.0))
-    assert weak >= middle >= strong
-    assert weak > strong
+        accuracies.append(robust_accuracy(attack_all(attack, dense_model, digits)[0]))
+    accuracies.append(robust_accuracy(run.images))
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert len(set(accuracies)) == len(accuracies)
 
 
 def test_a_target_beyond_the_classes_is_refused_before_any_work(case: Case, dense_model: Any, digits: ImageSet) -> None:
@@ -213,7 +242,7 @@ def test_a_pixel_that_is_nan_is_an_error_that_names_set_and_image(case: Case, de
     images = np.full((3, 8, 8, 1), 0.5, np.float32)
     images[1, 2, 2] = np.nan
     broken = ImageSet.from_arrays(images, [0, 1, 2], tuple("0123456789"), image_ids=["a", "b", "c"], name="broken")
-    with pytest.raises(NonFiniteError, match="broken: non-finite pixels at 1 images of one batch: b$"):
+    with pytest.raises(NonFiniteError, match=r"broken: non-finite pixels at 1 images of one batch: b$"):
         attack_all(attack_of(case), dense_model, broken)
 
 

@@ -97,7 +97,7 @@ def test_minimal_takes_the_smallest_level_that_succeeds(bias: float, level: int)
 
 def test_minimal_leaves_images_that_are_already_wrong_or_out_of_reach() -> None:
     attack = FastGradientMethod(eps=0.3, eps_step=0.1, minimal=True)
-    # Logit of class one: 0.1 * grey * 10 - 1.05: label 1 is wrong at once; label 0 is 1.05 - 0.5 > 0.3 * 5 away at -2.2.
+    # The second logit is 0.5 - 2.2: label 1 is wrong at once, and 0.3 * 5 is too little to make label 0 wrong.
     model = two_classes(bias=-2.2)
     adversarial, index = attack_all(attack, model, grey(0.5, 0.5, labels=[1, 0]))
     assert (adversarial == 0.5).all()
@@ -119,12 +119,12 @@ def test_minimal_succeeds_wherever_one_step_of_a_level_does(dense_model: Any, di
     levels = FastGradientMethod(eps=0.2, eps_step=0.04, minimal=True)
     adversarial, index = attack_all(levels, dense_model, digits)
     images = digits.to_numpy()[0]
-    expected = np.full(len(digits), 0.0)
-    for eps in reversed([0.0, *levels.levels()]):
-        stepped = attack_all(FastGradientMethod(eps=eps), dense_model, digits)[0] if eps else images
-        expected = np.where(predict(dense_model, stepped) != digits.labels, eps, expected)
-        if eps == 0.0:
-            wrong = predict(dense_model, images) != digits.labels
+    wrong = predict(dense_model, images) != digits.labels
+    expected = np.zeros(len(digits))
+    for eps in reversed(levels.levels()):
+        stepped, _ = attack_all(FastGradientMethod(eps=eps), dense_model, digits)
+        expected[predict(dense_model, stepped) != digits.labels] = eps
+    expected[wrong] = 0
     size = np.abs(adversarial - images).max(axis=(1, 2, 3))
     np.testing.assert_allclose(size, expected, atol=1e-6)
     assert (index["found"] == ((expected > 0) | wrong)).all()
