@@ -17,7 +17,6 @@ from dioptra_assets.assets.cells import DIMENSIONS
 from partitions.keys import partition_of
 from resources.cells import Cell, CellStore
 
-
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
 QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
@@ -136,7 +135,8 @@ def _runs(
 ) -> Iterator[tuple[dict[str, str], list[str | None]]]:
     """Runs as a range of partitions each: all of them in one, or else one for each neighbouring few."""
     if definition is None:
-        yield from [({}, [None])] if todo else []
+        if todo:
+            yield {}, list(todo)
         return
     pending = [str(partition) for partition in definition.get_partition_keys() if partition in todo]
     while pending:

@@ -197,7 +197,7 @@ def cell_asset(
             run, result = None, None
             try:
                 with ExitStack() as stack:
-                    run = _tracked(stack, tracking, context, spec, cell, params) if params else None
+                    run = _tracked(stack, tracking, context, cell, params(cell.partition)) if params else None
                     guard = functools.partial(_refuse_ended_run, context)
                     result = compute(CellContext(spec, cell, cells, run, context.run_id, guard, context.log.info))
                     if run and result.metrics:
@@ -236,18 +236,17 @@ def _tracked(
     stack: ExitStack,
     tracking: Tracking,
     context: dg.AssetExecutionContext,
-    spec: ExperimentSpec,
     cell: Cell,
-    params: Callable[[Mapping[str, str]], Mapping[str, Any]],
+    params: Mapping[str, Any],
 ) -> CellRun | None:
     """The MLflow run of a cell; without it the cell is computed all the same, and the log says so."""
-    asset = cell.asset.removeprefix(f"{spec.name}/")
+    experiment, asset = cell.asset.split("/", 1)
     tags = {"asset": cell.asset, "dagster_run_id": context.run_id, **cell.partition}
     if key := partition_key_of(cell.partition):
         tags["partition"] = key
     name = f"{asset} {key}" if key else asset
     try:
-        return stack.enter_context(tracking.run(spec.name, name, tags=tags, params=params(cell.partition)))
+        return stack.enter_context(tracking.run(experiment, name, tags=tags, params=params))
     except TrackingUnavailable as error:
         context.log.warning(f"{cell} is not logged to MLflow: {error}")
         return None

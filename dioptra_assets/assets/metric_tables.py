@@ -1,5 +1,7 @@
 """From adversarial sets to numbers: one row per image and target model, then rates and distances."""
 
+import math
+
 import dagster as dg
 import pandas as pd
 
@@ -40,7 +42,7 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             kinds={"pandas"},
             columns=EXAMPLE_COLUMNS,
             pool=GPU_POOL,
-            params=lambda partition: dict(partition),
+            params=dict,
         ),
         cell_asset(
             spec,
@@ -52,7 +54,7 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             deps=["evasion_examples"],
             kinds={"pandas"},
             columns=METRIC_COLUMNS,
-            params=lambda partition: dict(partition),
+            params=dict,
         ),
     ]
 
@@ -123,7 +125,9 @@ def _metrics(cell: CellContext) -> CellResult:
     for _, row in table.iterrows():
         metrics |= {f"{row['target']}/{name}": float(row[name]) for name in HEADLINES}
     return CellResult(
-        stored, {"rates": dg.MetadataValue.md(rates_table(table))}, {k: v for k, v in metrics.items() if v == v}
+        stored,
+        {"rates": dg.MetadataValue.md(rates_table(table))},
+        {name: value for name, value in metrics.items() if math.isfinite(value)},
     )
 
 

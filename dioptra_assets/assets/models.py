@@ -53,7 +53,7 @@ def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             kinds={"pandas"},
             columns=CLEAN_PREDICTION_COLUMNS,
             pool=GPU_POOL,
-            params=lambda partition: dict(partition),
+            params=dict,
         ),
     ]
 

@@ -8,9 +8,10 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.assets.adversarial_sets import comparison
+from dioptra_assets.assets.adversarial_sets import shown_rows
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.pictures import picture
+from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS, proportion, security_curve, transfer_matrix
 from dioptra_assets.robustness.report import ReportData, render_report
 from partitions.attacks import attack_document
@@ -67,7 +68,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "report",
             _report,
-            description="One self-contained page: threat models, results with intervals, pictures, and how to repeat it.",
+            description="One self-contained page: threat models, results with intervals, pictures, how to repeat it.",
             deps=["transfer_matrix", "security_curves", "evasion_metrics", "clean_predictions", "model"],
             kinds={"html"},
             params=lambda _: {},
@@ -88,9 +89,7 @@ def _present_metrics(cell: CellContext) -> tuple[pd.DataFrame, list[str]]:
     ]
     stored, missing = cell.present("evasion_metrics", partitions)
     if not stored:
-        raise LookupError(
-            f"{cell.cell}: no cell of {cell.spec.name}/evasion_metrics has been materialized yet, materialize some first"
-        )
+        raise LookupError(f"{cell.cell}: no cell of {cell.spec.name}/evasion_metrics has been materialized yet")
     for one in stored:
         missing += [f"{one.cell.path} without {target}" for target in one.manifest.attributes["missing"]]
     return pd.concat([read_table(one) for one in stored], ignore_index=True), missing
@@ -135,12 +134,12 @@ def _report(cell: CellContext) -> CellResult:
     with cell.mlflow_run() as run:
         if run:
             run.log_text("report.html", page)
-    worst = metrics.loc[metrics["source"] == metrics["target"], "robust_accuracy"].min()
+    white_box = metrics.loc[metrics["source"] == metrics["target"], "robust_accuracy"]
     return CellResult(
         stored,
         {"report": dg.MetadataValue.path(path), **_missing(missing)},
         {"cells": len(metrics), "missing": len(missing)}
-        | ({"lowest robust accuracy": worst} if worst == worst else {}),
+        | ({"lowest robust accuracy": white_box.min()} if len(white_box) else {}),
     )
 
 
@@ -177,7 +176,7 @@ def report_data(cell: CellContext, metrics: pd.DataFrame, missing: list[str]) ->
         transfer_matrices=matrices,
         figures=figures,
         grids=[
-            (partition_key_of(stored.cell.partition) or "", comparison(testing_set, read_image_set(stored)))
+            (partition_key_of(stored.cell.partition) or "", _comparison(cell, testing_set, stored))
             for stored in adversarial_sets
         ],
         provenance=pd.DataFrame([_provenance_row(stored) for stored in (*sets, *models, *metric_cells)]),
@@ -185,6 +184,21 @@ def report_data(cell: CellContext, metrics: pd.DataFrame, missing: list[str]) ->
         missing=missing,
         commands=[f"dioptra-assets materialize {spec.name}", f"dioptra-assets report {spec.name}"],
     )
+
+
+def _comparison(cell: CellContext, testing_set: ImageSet, adversarial: StoredCell) -> bytes:
+    """Clean, adversarial and difference, each image with what the attacked model makes of it."""
+    from dioptra_assets.robustness.plots import comparison_grid
+
+    rows = shown_rows(testing_set)
+    examples = read_table(cell.read("evasion_examples", **adversarial.cell.partition))
+    own = examples[examples["target"] == adversarial.cell.partition[ARCHITECTURE]].reset_index(drop=True)
+    names = testing_set.class_names
+    titles = [
+        f"{names[row['label']]} → {names[row['adversarial_prediction']]}\n({row['adversarial_confidence']:.1%})"
+        for _, row in own.loc[rows].iterrows()
+    ]
+    return comparison_grid(testing_set.images(rows), read_image_set(adversarial).images(rows), titles)
 
 
 def _set_row(stored: StoredCell) -> dict[str, object]:

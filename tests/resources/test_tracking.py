@@ -263,7 +263,7 @@ def test_a_file_that_is_no_database_is_said_to_be_none_at_once(tmp_path: Path) -
 def test_only_a_new_database_gets_a_write_ahead_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there_before: bool, journal: str
 ) -> None:
-    monkeypatch.setattr("resources.tracking._open_client", lambda uri: uri)
+    monkeypatch.setattr("resources.tracking.open_client", lambda uri: uri)
     if there_before:
         with sqlite3.connect(tmp_path / "mlflow.db") as connection:
             connection.execute("PRAGMA user_version = 1")
@@ -466,7 +466,7 @@ def test_a_server_lost_during_a_cell_costs_its_timeouts_once_and_hides_no_error(
 def test_timeouts_are_short_unless_the_environment_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resources.tracking._open_client", lambda uri: uri)
+    monkeypatch.setattr("resources.tracking.open_client", lambda uri: uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     tracking_in(tmp_path).initialise()

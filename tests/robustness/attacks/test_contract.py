@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,9 +69,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 def run(case: Case, dense_model: Any, digits: ImageSet) -> Run:
     """The case over the digits in batches of 64, seed 0."""
     pixels = digits.to_numpy()[0].copy()
-    index = digits.index.assign(file="a.png")
-    attacked = ImageSet(pixels, index, digits.class_names)
-    before = index.copy()
+    before = digits.index.assign(file="a.png")
+    attacked = replace(ImageSet.from_arrays(pixels, digits.labels, digits.class_names), index=before.copy())
     np.random.seed(3)
     progress: list[tuple[int, int]] = []
     batches = list(
@@ -91,7 +90,7 @@ def run(case: Case, dense_model: Any, digits: ImageSet) -> Run:
         pd.concat([batch.index for batch in batches], ignore_index=True),
         [len(batch.images) for batch in batches],
         progress,
-        drawn == np.random.random() and np.array_equal(pixels, digits.to_numpy()[0]) and index.equals(before),
+        drawn == np.random.random() and np.array_equal(pixels, digits.to_numpy()[0]) and attacked.index.equals(before),
     )
 
 
