@@ -49,6 +49,9 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+pictures: setup  ## Take the pictures of the documentation anew, after `make demo`.
+	$(BIN)/python -m docs.pictures
+
 bench: setup  ## Speed and memory against ART, as ratios.
 	$(BIN)/python -m benchmarks
 

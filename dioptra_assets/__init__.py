@@ -7,9 +7,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dioptra_assets.client import Report, catalog, cells, load, tracking_uri
+    from dioptra_assets.client import Report, catalog, cells, load, materialize, tracking_uri
 
-__all__ = ["Report", "catalog", "cells", "load", "tracking_uri"]
+__all__ = ["Report", "catalog", "cells", "load", "materialize", "tracking_uri"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -28,23 +27,13 @@ def materialize(
     experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
 ) -> None:
     """Compute every cell of an experiment that is missing or stale, in this process."""
-    import dagster as dg
+    import dioptra_assets as da
 
-    from dioptra_assets.launch import materialize_experiment
-    from resources.cells import CellStore
-
-    warnings.filterwarnings("ignore", category=dg.BetaWarning)
-    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
-    from dioptra_assets.definitions import defs
-
-    with dg.DagsterInstance.get() as instance:
-        try:
-            launched = materialize_experiment(
-                defs(), experiment, instance=instance, store=CellStore(home.store_url()), log=console.print
-            )
-        except LookupError as error:
-            console.print(f"[red]{error}[/red]")
-            raise typer.Exit(2) from error
+    try:
+        launched = da.materialize(experiment, log=console.print)
+    except LookupError as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(2) from error
     console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
     for what, cells in (
         ("failed", launched.failed),

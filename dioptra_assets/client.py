@@ -5,16 +5,22 @@
 >>> da.load("digits/evasion_metrics")  # every cell as one table  # doctest: +SKIP
 """
 
+import os
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from resources import documents, home, image_store, models, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
+
+if TYPE_CHECKING:
+    from dioptra_assets.launch import Launched
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,33 @@ def catalog() -> pd.DataFrame:
         ],
         columns=["asset", "kind", "dimensions", "cells"],
     )
+
+
+def materialize(experiment: str, log: Callable[[str], None] = print) -> "Launched":
+    """Compute every cell of an experiment that is missing or stale, in this process.
+
+    Args:
+        experiment: its name, e.g. `digits`.
+        log: gets a line for each asset.
+
+    Returns:
+        Which cells were computed, failed or skipped, and how many were up to date.
+
+    Raises:
+        LookupError: when there is no such experiment.
+        ExperimentError: when an experiment file is wrong.
+    """
+    import dagster as dg
+
+    from dioptra_assets.definitions import defs
+    from dioptra_assets.launch import materialize_experiment
+
+    os.environ["DAGSTER_HOME"] = str(home.home())
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+        warnings.simplefilter("ignore")
+        store = CellStore(home.store_url())
+        return materialize_experiment(defs(), experiment, instance=instance, store=store, log=log)
 
 
 def tracking_uri() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.data import DataSource
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.configs import ExperimentError, expand
+from partitions.configs import ExperimentError, expand, one_of
 
 
 def training_recipes(experiment: str, entries: Mapping[str, Any], source: DataSource) -> dict[str, TrainingRecipe]:
@@ -28,7 +28,6 @@ def training_recipes(experiment: str, entries: Mapping[str, Any], source: DataSo
 
 def _model_of(entry: str, parameters: dict[str, Any]) -> tuple[type[TrainingRecipe], dict[str, Any]]:
     architecture = parameters.get("architecture", entry)
-    if architecture not in ARCHITECTURES:
-        allowed = ", ".join(ARCHITECTURES)
-        raise ValueError(f"field 'architecture': {architecture!r} is not allowed, it must be one of {allowed}")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise ValueError(f"field 'architecture': {architecture!r} is not allowed, {one_of(ARCHITECTURES)}")
     return TrainingRecipe, {"architecture": architecture, **parameters}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dioptra_assets.robustness.attacks import ATTACKS, Attack, parse_attack
-from partitions.configs import expand
+from partitions.configs import expand, one_of
 
 
 def attack_configs(experiment: str, entries: Mapping[str, Any]) -> dict[str, Attack]:
@@ -30,6 +30,6 @@ def attack_of(document: Mapping[str, Any]) -> Attack:
 
 def _model_of(entry: str, parameters: dict[str, Any]) -> tuple[type[Attack], dict[str, Any]]:
     method = parameters.get("method", entry)
-    if method not in ATTACKS:
-        raise ValueError(f"field 'method': {method!r} is not allowed, it must be one of {', '.join(ATTACKS)}")
+    if not isinstance(method, str) or method not in ATTACKS:
+        raise ValueError(f"field 'method': {method!r} is not allowed, {one_of(ATTACKS)}")
     return ATTACKS[method], {"method": method, **parameters}

@@ -7,7 +7,8 @@ with the value in the key (`fgm` with `eps: [0.1, 0.3]` gives `fgm_0.1` and `fgm
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -70,8 +71,14 @@ def expand(
     return configs
 
 
-def validate(model: type[Config], values: Mapping[str, Any], where: str) -> Config:
+def validate(model: type[Config], values: Mapping[str, Any], where: str, within: str = "") -> Config:
     """A typed config.
+
+    Args:
+        model: its type.
+        values: what the file says.
+        where: experiment and entry, for messages.
+        within: the field of the file that `values` is the value of, for messages.
 
     Raises:
         ExperimentError: one sentence for each mistake: where, field, value and what is allowed.
@@ -79,19 +86,41 @@ def validate(model: type[Config], values: Mapping[str, Any], where: str) -> Conf
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        mistakes = [_sentence(mistake, where, model) for mistake in error.errors(include_url=False)]
+        mistakes = [_sentence(mistake, where, within, model) for mistake in error.errors(include_url=False)]
         raise ExperimentError("\n".join(mistakes)) from error
 
 
-def _sentence(mistake: Any, where: str, model: type[BaseModel]) -> str:
-    field = f", field {'.'.join(str(part) for part in mistake['loc'])!r}" if mistake["loc"] else ""
-    if mistake["type"] == "extra_forbidden":
-        return f"{where}{field}: there is no such field, allowed are {', '.join(model.model_fields)}"
-    if mistake["type"] == "missing":
-        return f"{where}{field}: a value is required"
-    value = f"{mistake['input']!r} is not allowed, " if mistake["loc"] else ""
-    allowed = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{where}{field}: {value}{allowed}"
+def one_of(names: Iterable[str]) -> str:
+    """What is allowed where one of some names is."""
+    allowed = list(names)
+    return f"it must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}"
+
+
+def _sentence(mistake: Any, where: str, within: str, model: type[BaseModel]) -> str:
+    path = ".".join(filter(None, [within, *map(str, mistake["loc"])]))
+    field = f", field {path!r}" if path else ""
+    value = repr(mistake["input"])
+    value = value if len(value) <= 80 else f"{value[:80]}..."
+    if path.endswith(".[key]"):
+        section = path.split(".")[0]
+        return f"{where}, {section} entry {value}: the name is not text, write it in quotes"
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"{where}{field}: there is no such field, allowed are {', '.join(model.model_fields)}"
+        case "missing":
+            return f"{where}{field}: a value is required"
+        case "value_error":
+            return f"{where}{field}: {mistake['ctx']['error']}"
+        case "too_short":
+            return f"{where}{field}: {value} is not allowed, at least {mistake['ctx']['min_length']} must be given"
+        case "dict_type" | "model_type":
+            return f"{where}{field}: {value} is not allowed, write parameters as `name: value`"
+    allowed = (
+        re.sub(r"^\w+ should (be )?", "it must \\1", mistake["msg"])
+        .partition(", unable to")[0]
+        .replace("tuple", "list")
+    )
+    return f"{where}{field}: {value} is not allowed, {allowed}"
 
 
 def config_hash(document: Mapping[str, Any]) -> str:

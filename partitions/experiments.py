@@ -1,20 +1,31 @@
 """An experiment: what a YAML file declares, typed and checked as a whole."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.data import AnySource, DataSource
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.architectures import training_recipes
 from partitions.attacks import attack_configs
-from partitions.configs import ExperimentError, validate
+from partitions.configs import ExperimentError, one_of, validate
 from partitions.keys import KEY_RULE, is_key
+
+SOURCES: dict[str, type[DataSource]] = {
+    source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])
+}
+
+
+def _owner(owner: str) -> str:
+    if not re.fullmatch(r"team:.+|[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", owner):
+        raise ValueError(f"{owner!r} is not allowed, an owner is a person (jane@example.org) or a team (team:red)")
+    return owner
 
 
 class ExperimentFile(BaseModel):
@@ -34,17 +45,11 @@ class ExperimentFile(BaseModel):
 
     description: str = ""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    owners: tuple[str, ...] = ()
+    owners: tuple[Annotated[str, AfterValidator(_owner)], ...] = ()
     data: dict[str, Any]
     architectures: dict[str, Any] = Field(min_length=1)
     attacks: dict[str, Any] = Field(default_factory=dict)
     log_sets: bool = False
-
-
-class _Data(BaseModel):
-    """Tells the data sources apart by their field `source`."""
-
-    data: AnySource
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
     if not is_key(name):
         raise ExperimentError(f"{where}: the name of its folder is not allowed, it takes {KEY_RULE}")
     file = validate(ExperimentFile, attributes, where)
-    source = validate(_Data, {"data": file.data}, where).data
+    source = _data_source(file.data, where)
     attacks = attack_configs(name, file.attacks)
     for key, attack in attacks.items():
         if (count := source.class_count()) is not None:
@@ -102,20 +107,35 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
     )
 
 
+def _data_source(values: Mapping[str, Any], where: str) -> DataSource:
+    name = values.get("source")
+    if not isinstance(name, str) or name not in SOURCES:
+        given = f"{name!r} is not allowed" if "source" in values else "a value is required"
+        raise ExperimentError(f"{where}, field 'data.source': {given}, {one_of(SOURCES)}")
+    return validate(SOURCES[name], values, where, within="data")
+
+
 def refuse_repeated_names(path: Path) -> None:
     """Refuse a YAML file in which one mapping holds a name twice: YAML readers keep the last and say nothing.
 
     Raises:
         ExperimentError: naming file, line and name.
     """
-    pending: list[yaml.Node] = [node for node in yaml.compose_all(path.read_text(), yaml.SafeLoader) if node]
+    pending: list[yaml.Node] = [node for node in yaml.compose_all(path.read_text("utf-8"), yaml.SafeLoader) if node]
+    visited: set[int] = set()  # an alias leads to one node many times, or round in a circle
     while pending:
         node = pending.pop()
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             pending.extend(node.value)
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
+                pending.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
                 if key.value in seen:
                     line = key.start_mark.line + 1
                     raise ExperimentError(
@@ -123,4 +143,3 @@ def refuse_repeated_names(path: Path) -> None:
                         f" in line {line}; each entry and field needs a name of its own"
                     )
                 seen.add(key.value)
-                pending.append(value)

@@ -5,18 +5,23 @@ from collections.abc import Mapping
 
 ARCHITECTURE = "architecture"
 ATTACK = "attack"
-KEY_RULE = "1 to 100 of the characters A-Z a-z 0-9 _ . @ = -, not beginning with a dot"
-_KEY = re.compile(r"(?!\.)[A-Za-z0-9_.@=-]{1,100}")
+KEY_RULE = "1 to 100 of the characters A-Z a-z 0-9 _ . @ = -, without a dot at the beginning and without three in a row"
+_KEY = re.compile(r"(?!\.)(?!.*\.\.\.)[A-Za-z0-9_.@=-]{1,100}")
 
 
 def is_key(key: str) -> bool:
-    """Whether `key` can be a partition key. Dagster takes a key with `|` into a dynamic dimension and then loses it."""
+    """Whether `key` can be a partition key. Dagster takes a key with `|` into a dynamic dimension and then loses it.
+
+    It reads three dots as a range of keys.
+    """
     return _KEY.fullmatch(key) is not None
 
 
 def key_text(value: object) -> str:
-    """A parameter value as it stands in a key: 0.3, inf, true."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A parameter value as it stands in a key, written as in YAML: 0.3, inf, true, null."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", False: "false", True: "true"}[value]
+    return str(value)
 
 
 def partition_of(dimensions: tuple[str, ...], partition_key: str | None) -> dict[str, str]:

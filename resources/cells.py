@@ -10,7 +10,8 @@ write that was cut off anywhere leaves the old version served. The same code run
 
 import contextlib
 import hashlib
-import json
+import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 import obstore
 from obstore.exceptions import NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FORMAT = 1
 CURRENT = "CURRENT"
@@ -29,6 +30,11 @@ MANIFEST = "manifest.json"
 # A superseded version stays this long for readers that opened it before it was superseded.
 KEEP_SUPERSEDED = timedelta(hours=1)
 REMOTE_TIMEOUT = timedelta(seconds=30)
+CONNECT_TIMEOUT = timedelta(seconds=5)
+# Parts of a file on their way at once: four of 5 MB still arrive within the timeout at 6 Mbit/s.
+UPLOADS = 4
+# Where the usual variables name an S3 server; only one that is written with http:// is spoken to without TLS.
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 class StoreError(RuntimeError):
@@ -75,6 +81,14 @@ class FileRecord(BaseModel):
     sha256: str
 
 
+class Pointer(BaseModel):
+    """What CURRENT holds: the version that is served, and the digest of its manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: str = Field(pattern=r"^\d{8}T\d{6}-[0-9a-f]{8}$")
+    manifest_sha256: str
+
+
 class Manifest(BaseModel):
     """What a version holds. `attributes` are facts that readers need and that the data version covers or explains."""
 
@@ -111,8 +125,8 @@ class StoredCell:
             DamagedCellError: when the file is missing or altered.
         """
         content = self.store.get(f"{self.prefix}/{name}")
-        record = self.manifest.files[name]
-        if content is None or len(content) != record.size or sha256(content) != record.sha256:
+        record = self.manifest.files.get(name)
+        if content is None or record is None or len(content) != record.size or sha256(content) != record.sha256:
             raise DamagedCellError(_damage(self.cell, f"{self.prefix}/{name}", "was altered or lost"))
         return content
 
@@ -124,6 +138,18 @@ class StoredCell:
         """
         for name in self.manifest.files:
             self.read(name)
+
+    def check_sizes(self) -> None:
+        """Compare which files there are, and their sizes, with the manifest, without reading any.
+
+        Raises:
+            DamagedCellError: naming the first file that differs.
+        """
+        sizes = self.store.sizes(self.prefix)
+        for name, record in self.manifest.files.items():
+            if sizes.get(name) != record.size:
+                found = f"has {sizes[name]:,} bytes of {record.size:,}" if name in sizes else "is missing"
+                raise DamagedCellError(_damage(self.cell, f"{self.prefix}/{name}", found))
 
 
 class CellWriter:
@@ -137,6 +163,7 @@ class CellWriter:
         self.version = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self.files: dict[str, FileRecord] = {}
         self.committed: StoredCell | None = None
+        self.keep = False
 
     def put(self, name: str, content: bytes) -> None:
         """Write one file of the version."""
@@ -160,7 +187,6 @@ class CellWriter:
         if current and current.manifest.data_version == data_version and current.manifest.kind == self.kind:
             with contextlib.suppress(DamagedCellError):
                 current.verify()
-                self.discard()
                 self.committed = current
                 return current
         manifest = Manifest(
@@ -175,18 +201,20 @@ class CellWriter:
             files=self.files,
         )
         content = manifest.model_dump_json(indent=1).encode()
-        prefix = f"{self.cell.path}/versions/{self.version}"
-        self.store.put(f"{prefix}/{MANIFEST}", content)
+        stored = StoredCell(self.store, self.cell, self.version, manifest)
+        self.store.put(f"{stored.prefix}/{MANIFEST}", content)
+        # Another writer may have taken the files of a very slow one for those of a killed one.
+        stored.check_sizes()
         guard()
-        pointer = json.dumps({"version": self.version, "manifest_sha256": sha256(content)}).encode()
-        self.store.put(f"{self.cell.path}/{CURRENT}", pointer)
-        self.committed = StoredCell(self.store, self.cell, self.version, manifest)
-        self.store.prune(self.cell, keep={self.version, *([current.version] if current else [])})
-        return self.committed
-
-    def discard(self) -> None:
-        """Remove what was written."""
-        self.store.remove_version(self.cell, self.version)
+        # A put that is cut off may have arrived all the same: from here on this version may be the served one.
+        self.keep = True
+        pointer = Pointer(version=self.version, manifest_sha256=sha256(content))
+        self.store.put(f"{self.cell.path}/{CURRENT}", pointer.model_dump_json().encode())
+        self.committed = stored
+        # What could not be tidied up now is tidied up by the next write.
+        with contextlib.suppress(StoreError):
+            self.store.prune(self.cell, keep={self.version, *([current.version] if current else [])})
+        return stored
 
 
 class CellStore:
@@ -211,27 +239,40 @@ class CellStore:
                 return LocalStore(prefix=folder, mkdir=True, automatic_cleanup=True)
             except Exception as error:
                 raise StoreError(f"cannot open the folder {folder}: {error}; DIOPTRA_ASSETS_STORE sets it") from error
+        if not self.url.startswith("s3://"):
+            raise StoreError(f"cannot open {self.url}: DIOPTRA_ASSETS_STORE takes a folder or s3://bucket/prefix")
+        endpoints = {name: os.environ[name] for name in ENDPOINTS if os.environ.get(name)}
+        for name, endpoint in endpoints.items():
+            if not endpoint.startswith(("http://", "https://")):
+                raise StoreError(
+                    f"cannot open {self.url}: {name} is {endpoint!r}, it must begin with https:// or http://"
+                )
+        plain = any(endpoint.startswith("http://") for endpoint in endpoints.values())
         return from_url(
             f"{self.url}/{prefix}".rstrip("/"),
-            client_options={"timeout": REMOTE_TIMEOUT, "connect_timeout": timedelta(seconds=5), "allow_http": True},
+            client_options={"timeout": REMOTE_TIMEOUT, "connect_timeout": CONNECT_TIMEOUT, "allow_http": plain},
             retry_config={"max_retries": 4, "retry_timeout": REMOTE_TIMEOUT},
         )
 
     def put(self, path: str, content: bytes) -> None:
         """Write one object, atomically."""
+        objects = self.objects
         try:
-            obstore.put(self.objects, path, content)
+            obstore.put(objects, path, content, max_concurrency=UPLOADS)
         except Exception as error:
-            raise StoreError(f"cannot write {path} ({len(content):,} bytes) in {self.url}: {error}") from error
+            raise self._failure(f"write {path} ({len(content):,} bytes)", error) from error
 
     def get(self, path: str) -> bytes | None:
         """The content of one object, None where there is none."""
+        objects = self.objects
         try:
-            return bytes(obstore.get(self.objects, path).bytes())
-        except (FileNotFoundError, NotFoundError):
+            return bytes(obstore.get(objects, path).bytes())
+        except (FileNotFoundError, NotFoundError) as error:
+            if "NoSuchBucket" in str(error):
+                raise self._failure(f"read {path}", error) from error
             return None
         except Exception as error:
-            raise StoreError(f"cannot read {path} in {self.url}: {error}") from error
+            raise self._failure(f"read {path}", error) from error
 
     @contextlib.contextmanager
     def write(self, cell: Cell, kind: str, run_id: str = "") -> Iterator[CellWriter]:
@@ -239,10 +280,14 @@ class CellStore:
         writer = CellWriter(self, cell, kind, run_id)
         try:
             yield writer
+        except StoreError:
+            # A full disk wants its room back; a server that does not answer would only be waited for once more.
+            writer.keep = writer.keep or "://" in self.url
+            raise
         finally:
-            if writer.committed is None:
+            if not writer.keep:
                 with contextlib.suppress(StoreError):
-                    writer.discard()
+                    self.remove_version(cell, writer.version)
 
     def open(self, cell: Cell) -> StoredCell:
         """The version that is served.
@@ -258,86 +303,99 @@ class CellStore:
 
     def find(self, cell: Cell, *, check: bool = False) -> StoredCell | None:
         """The version that is served, or None; with `check`, damage is an error and not None."""
-        pointer = self.get(f"{cell.path}/{CURRENT}")
-        if pointer is None:
-            return None
         try:
-            return self._follow(cell, pointer)
+            served = self._served(cell.path)
+            if served is None:
+                return None
+            stored = StoredCell(self, cell, *served)
+            stored.check_sizes()
+            return stored
         except DamagedCellError:
             if check:
                 raise
             return None
 
-    def _follow(self, cell: Cell, pointer: bytes) -> StoredCell:
-        path = f"{cell.path}/{CURRENT}"
-        try:
-            version, digest = (json.loads(pointer)[name] for name in ("version", "manifest_sha256"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedCellError(_damage(cell, path, "is not a pointer to a version")) from error
-        path = f"{cell.path}/versions/{version}/{MANIFEST}"
+    def cells(self, prefix: str) -> list[Cell]:
+        """Every cell that is served below an asset key or an experiment, in the order of their paths.
+
+        Raises:
+            DamagedCellError: when the pointer or the manifest of one is missing or altered.
+        """
+        folders = sorted(
+            path.removesuffix(f"/{CURRENT}") for path in self._list(prefix) if path.endswith(f"/{CURRENT}")
+        )
+        served = [self._served(folder) for folder in folders]
+        return [Cell(manifest.asset, manifest.partition) for _, manifest in filter(None, served)]
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """File name -> bytes of everything below a folder."""
+        return {path.removeprefix(f"{prefix}/"): size for path, size in self._list(prefix).items()}
+
+    def _served(self, folder: str) -> tuple[str, Manifest] | None:
+        """Version and manifest that CURRENT in the folder of a cell leads to, None where there is no CURRENT."""
+        path = f"{folder}/{CURRENT}"
         content = self.get(path)
-        if content is None or sha256(content) != digest:
-            raise DamagedCellError(_damage(cell, path, "was altered or lost"))
+        if content is None:
+            return None
+        try:
+            pointer = Pointer.model_validate_json(content)
+        except ValidationError as error:
+            raise DamagedCellError(_damage(folder, path, "is not a pointer to a version")) from error
+        path = f"{folder}/versions/{pointer.version}/{MANIFEST}"
+        content = self.get(path)
+        if content is None or sha256(content) != pointer.manifest_sha256:
+            raise DamagedCellError(_damage(folder, path, "was altered or lost"))
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
-            raise DamagedCellError(_damage(cell, path, "has another format")) from error
-        stored = StoredCell(self, cell, version, manifest)
-        sizes = {entry["path"].removeprefix(f"{stored.prefix}/"): entry["size"] for entry in self._list(stored.prefix)}
-        for name, record in manifest.files.items():
-            if sizes.get(name) != record.size:
-                found = f"has {sizes[name]:,} bytes of {record.size:,}" if name in sizes else "is missing"
-                raise DamagedCellError(_damage(cell, f"{stored.prefix}/{name}", found))
-        return stored
-
-    def cells(self, prefix: str) -> list[Cell]:
-        """Every cell that is served below an asset key or an experiment, in the order of their paths."""
-        found: list[Cell] = []
-        pending = [prefix]
-        while pending:
-            folder = pending.pop()
-            level = self._level(folder)
-            if f"{folder}/{CURRENT}" in {entry["path"] for entry in level["objects"]}:
-                pointer = json.loads(self.get(f"{folder}/{CURRENT}") or b"{}")
-                manifest = self.get(f"{folder}/versions/{pointer.get('version')}/{MANIFEST}")
-                if manifest is None:
-                    raise DamagedCellError(f"{folder} has no manifest; materialize it again")
-                record = Manifest.model_validate_json(manifest)
-                found.append(Cell(record.asset, record.partition))
-            else:
-                pending.extend(child for child in level["common_prefixes"] if not child.endswith("/versions"))
-        return sorted(found, key=lambda cell: cell.path)
+            raise DamagedCellError(_damage(folder, path, "has another format")) from error
+        if manifest.format != FORMAT:
+            raise DamagedCellError(_damage(folder, path, f"has format {manifest.format}, this release reads {FORMAT}"))
+        if (owner := Cell(manifest.asset, manifest.partition).path) != folder:
+            raise DamagedCellError(_damage(folder, path, f"belongs to {owner}"))
+        return pointer.version, manifest
 
     def remove_version(self, cell: Cell, version: str) -> None:
         """Delete the files of one version."""
-        paths = [entry["path"] for entry in self._list(f"{cell.path}/versions/{version}")]
+        folder = f"{cell.path}/versions/{version}"
         try:
-            if paths:
+            if "://" not in self.url:
+                # With what a killed writer left half written, which a listing does not show.
+                shutil.rmtree(Path(self.url, folder))
+            elif paths := list(self._list(folder)):
                 obstore.delete(self.objects, paths)
         except FileNotFoundError:
             pass  # another process removed it first
         except Exception as error:
-            raise StoreError(f"cannot remove {cell.path}/versions/{version} in {self.url}: {error}") from error
+            raise self._failure(f"remove {folder}", error) from error
 
     def prune(self, cell: Cell, keep: set[str]) -> None:
         """Delete versions that were superseded, or given up by a killed writer, long enough ago."""
         limit = f"{datetime.now(UTC) - KEEP_SUPERSEDED:%Y%m%dT%H%M%S}"
-        for folder in self._level(f"{cell.path}/versions")["common_prefixes"]:
-            version = folder.rsplit("/", 1)[-1]
+        for version in self._folders(f"{cell.path}/versions"):
             if version not in keep and version < limit:
                 self.remove_version(cell, version)
 
-    def _list(self, prefix: str) -> list[Any]:
-        try:
-            return [entry for page in obstore.list(self.objects, prefix) for entry in page]
-        except Exception as error:
-            raise StoreError(f"cannot list {prefix} in {self.url}: {error}") from error
+    def _failure(self, what: str, error: Exception) -> StoreError:
+        # obstore adds pages of its own structures to the sentence that matters.
+        reason = str(error).partition("\n\nDebug source")[0]
+        return StoreError(f"cannot {what} in {self.url}: {reason}")
 
-    def _level(self, prefix: str) -> Any:
+    def _list(self, prefix: str) -> dict[str, int]:
+        """Path -> bytes of every object below a folder."""
         try:
-            return obstore.list_with_delimiter(self.objects, prefix)
+            pages = obstore.list(self.objects, prefix)
+            return {entry["path"]: entry["size"] for page in pages for entry in page}
         except Exception as error:
-            raise StoreError(f"cannot list {prefix} in {self.url}: {error}") from error
+            raise self._failure(f"list {prefix}", error) from error
+
+    def _folders(self, prefix: str) -> list[str]:
+        """Names of the folders in a folder."""
+        try:
+            paths = obstore.list_with_delimiter(self.objects, prefix)["common_prefixes"]
+            return [path.rsplit("/", 1)[-1] for path in paths]
+        except Exception as error:
+            raise self._failure(f"list {prefix}", error) from error
 
 
 def missing_message(cell: Cell) -> str:
@@ -352,5 +410,5 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _damage(cell: Cell, path: str, what: str) -> str:
+def _damage(cell: Cell | str, path: str, what: str) -> str:
     return f"{cell} is damaged: {path} {what}; materialize the cell again, or restore the file"

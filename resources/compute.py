@@ -1,6 +1,15 @@
 """The device a cell runs on."""
 
 import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What TensorFlow writes at every start, whatever its log level is set to: news of no consequence, and on a machine
+# without a GPU that there is none. The device is recorded with each cell instead.
+CHATTER = re.compile(r"(I\d{4} |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|To enable the following instructions)")
 
 
 def prepare_device() -> str:
@@ -11,10 +20,10 @@ def prepare_device() -> str:
     Returns:
         `GPU NAME` or `CPU`.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
+    with _without_chatter():
+        import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
+        gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -24,3 +33,25 @@ def prepare_device() -> str:
     if not gpus:
         return "CPU"
     return f"GPU {tf.config.experimental.get_device_details(gpus[0]).get('device_name', '')}".strip()
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Pass on what native code writes to stderr meanwhile, less the chatter."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            lines = caught.read().decode(errors="replace").splitlines()
+            for line in lines:
+                if line and not CHATTER.match(line):
+                    print(line, file=sys.stderr)

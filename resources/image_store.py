@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore, ObjectStore
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_index
 from resources.cells import Cell, CellStore, DamagedCellError, StoredCell
-from resources.tables import from_parquet, table_hash, to_parquet
+from resources.tables import from_parquet, packed
 
 KIND = "image_set"
 PIXELS = "pixels"
@@ -66,15 +66,16 @@ def write_image_set(
         pixels = _ShardWriter(n, image_shape, writer.put)
         for batch in batches:
             images = np.ascontiguousarray(batch.images, np.float32)
-            _check_pixels(images, batch.index, cell)
+            _check_batch(images, batch.index, image_shape, cell)
             digest.update(images.tobytes())
             pixels.append(images)
             index_parts.append(batch.index)
         pixels.close(cell)
         index = pd.concat(index_parts, ignore_index=True)
         check_index(index, class_names, str(cell))
-        digest.update(table_hash(index).encode())
-        writer.put(INDEX, to_parquet(index))
+        content, version = packed(index)
+        digest.update(version.encode())
+        writer.put(INDEX, content)
         facts = {"n": n, "image_shape": list(image_shape), "class_names": list(class_names), **(attributes or {})}
         return writer.commit(digest.hexdigest(), facts, guard)
 
@@ -92,10 +93,12 @@ class StoredPixels:
         self._stored = stored
         facts = stored.manifest.attributes
         self.shape: tuple[int, ...] = (facts["n"], *facts["image_shape"])
+        # Chunks carry checksums of their own, what says how to decode them does not.
+        stored.read(f"{PIXELS}/zarr.json")
         objects = stored.store.open_prefix(f"{stored.prefix}/{PIXELS}")
-        self._array = zarr.open_array(store=ObjectStore(objects, read_only=True), mode="r")
-        if self._array.shape != self.shape:
-            found = f"{PIXELS} has shape {self._array.shape}, not {self.shape}"
+        self._array = zarr.open_array(store=ObjectStore(objects, read_only=True), mode="r", zarr_format=3)
+        if self._array.shape != self.shape or self._array.dtype != np.float32:
+            found = f"{PIXELS} holds {self._array.dtype} of shape {self._array.shape}, not float32 of {self.shape}"
             raise DamagedCellError(f"{stored.cell} is damaged: {found}; materialize the cell again")
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -172,7 +175,11 @@ class _ShardWriter:
                 sync(self._store.delete(name))
 
 
-def _check_pixels(images: np.ndarray, index: pd.DataFrame, cell: Cell) -> None:
+def _check_batch(images: np.ndarray, index: pd.DataFrame, image_shape: tuple[int, int, int], cell: Cell) -> None:
+    if images.shape != (len(index), *image_shape):
+        raise ValueError(
+            f"{cell}: a batch of shape {images.shape} came with {len(index)} rows of index for images of {image_shape}"
+        )
     finite = np.isfinite(images).all(axis=(1, 2, 3))
     if not finite.all():
         names = ", ".join(index["image_id"].to_numpy(str)[~finite][:3])

@@ -25,14 +25,24 @@ def write_table(
     guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
     """Store a table; its data version is the hash of its columns and values."""
+    content, version = packed(table)
     with store.write(cell, KIND, run_id) as writer:
-        writer.put(FILE, to_parquet(table))
-        return writer.commit(table_hash(table), {"rows": len(table), **(attributes or {})}, guard)
+        writer.put(FILE, content)
+        return writer.commit(version, {"rows": len(table), **(attributes or {})}, guard)
 
 
 def read_table(stored: StoredCell) -> pd.DataFrame:
     """The table of a cell."""
     return from_parquet(stored.read(FILE))
+
+
+def packed(table: pd.DataFrame) -> tuple[bytes, str]:
+    """A table as Parquet, and the hash of the table that reading it back gives.
+
+    Types that Parquet does not know (a whole number beside a None) come back as others, and readers' table is hashed.
+    """
+    content = to_parquet(table)
+    return content, table_hash(from_parquet(content))
 
 
 def to_parquet(table: pd.DataFrame) -> bytes:
@@ -48,13 +58,15 @@ def from_parquet(content: bytes) -> pd.DataFrame:
 
 
 def table_hash(table: pd.DataFrame) -> str:
-    """SHA-256 of names, types and values; the same for equal tables whatever wrote them."""
-    digest = hashlib.sha256()
+    """SHA-256 of names, types and values in their order, without row labels; the same for equal tables."""
+    digest = hashlib.sha256(f"{len(table)}\0".encode())
     for name in table.columns:
         column = table[name]
         digest.update(f"{name}\0{column.dtype}\0".encode())
-        if len(column) and isinstance(column.iloc[0], np.ndarray):
-            digest.update(np.ascontiguousarray(np.stack(column.tolist())).tobytes())
+        values = column.dropna()
+        if len(values) and isinstance(values.iloc[0], np.ndarray):
+            for value in column:
+                digest.update(b"\0" if value is None else f"{value.dtype}{value.shape}".encode() + value.tobytes())
         else:
             digest.update(hash_pandas_object(column, index=False).to_numpy().tobytes())
     return digest.hexdigest()

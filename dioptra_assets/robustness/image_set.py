@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ class Pixels(Protocol):
         """[n, height, width, channels]."""
         ...
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
         """The images of `rows`, float32 [rows, height, width, channels]."""
         ...
 
@@ -110,15 +110,27 @@ class ImageSet:
         return self.index["label"].to_numpy(np.int64)
 
     def batches(self, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[ImageBatch]:
-        """Every image once, in order, `batch_size` at a time; the last batch may be smaller."""
+        """Every image once, in order, `batch_size` at a time; the last batch may be smaller.
+
+        Raises:
+            ValueError: when `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"{self.name}: batch_size is {batch_size}, it must be at least 1")
         for start in range(0, len(self), batch_size):
             rows = slice(start, min(start + batch_size, len(self)))
             yield ImageBatch(self.pixels[rows], self.index.iloc[rows].reset_index(drop=True))
 
     def images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images at the positions `rows`, float32 [len(rows), height, width, channels]."""
+        """The images at the positions `rows`, float32 [len(rows), height, width, channels].
+
+        Raises:
+            IndexError: when a position is not one of 0 to n - 1.
+        """
         if len(rows) == 0:
             return np.empty((0, *self.image_shape), np.float32)
+        if min(rows) < 0 or max(rows) >= len(self):
+            raise IndexError(f"{self.name}: rows {min(rows)} to {max(rows)} asked for, there are 0 to {len(self) - 1}")
         return np.concatenate([self.pixels[slice(int(row), int(row) + 1)] for row in rows])
 
     def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,16 +158,19 @@ class ImageSet:
     def export_png(self, folder: str | Path) -> Path:
         """Write `folder/CLASS/IMAGE_ID.png` and `folder/index.csv`, pixels rounded to 8 bits and never stretched.
 
+        The column `file` of `index.csv` says which image is where: characters that a file name cannot have stand as in
+        a URL (`%2F` for a slash), and an id that begins with its class and a slash goes without them.
+
         Raises:
             FileExistsError: when `folder` already holds anything.
         """
         target = Path(folder)
         if target.exists() and any(target.iterdir()):
             raise FileExistsError(f"{target} is not empty: export {self.name} to a new folder")
-        for path, png in self._png_files():
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            (target / path).write_bytes(png)
-        self.to_pandas().to_csv(target / "index.csv", index=False)
+        target.mkdir(parents=True, exist_ok=True)
+        for path, content in self._exported_files():
+            (target / path).parent.mkdir(exist_ok=True)
+            (target / path).write_bytes(content)
         return target
 
     def export_tar(self, path: str | Path) -> Path:
@@ -164,38 +179,45 @@ class ImageSet:
 
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
-        with (
-            partial.open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=1, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w") as tar,
-        ):
-            members = [*self._png_files(), ("index.csv", self.to_pandas().to_csv(index=False).encode())]
-            for name, content in members:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        return partial.replace(target)
+        try:
+            with (
+                partial.open("wb") as raw,
+                gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=1, mtime=0) as packed,
+                tarfile.open(fileobj=packed, mode="w") as tar,
+            ):
+                for name, content in self._exported_files():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+            return partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
-    def _png_files(self) -> Iterator[tuple[str, bytes]]:
-        folders = _folder_names(self.class_names)
-        for batch in self.batches():
-            for image, image_id, label in zip(batch.images, batch.index["image_id"], batch.labels, strict=True):
-                yield f"{folders[label]}/{_file_name(str(image_id))}.png", encode_png(image)
+    def _exported_files(self) -> Iterator[tuple[str, bytes]]:
+        """Every file of an export, one image in memory at a time."""
+        index = self.to_pandas()
+        paths = _export_paths(index["class_name"], index["image_id"])
+        for number, image in enumerate(image for batch in self.batches() for image in batch.images):
+            yield paths[number], encode_png(image)
+        yield "index.csv", index.assign(file=paths).to_csv(index=False).encode()
 
     def _repr_html_(self) -> str:
         """How a notebook shows the set: what it is, its classes, and a grid of its first images of every class."""
         counts = self.index["label"].value_counts().sort_index()
         classes = ", ".join(
-            f"{escape(self.class_names[label])} ({count:,})" for label, count in counts.head(20).items()
+            f"{escape(self.class_names[label])} ({count:,})"
+            for label, count in zip(counts.index.tolist()[:20], counts.tolist(), strict=False)
         )
         more = f" and {len(counts) - 20} more classes" if len(counts) > 20 else ""
         height, width, channels = self.image_shape
-        picture = base64.b64encode(encode_png(self.grid())).decode()
-        return (
+        text = (
             f"<p><b>{escape(self.name)}</b>: {len(self):,} images of {height} x {width} x {channels}, float32 in [0, 1]"
             f"<br>{classes}{more}</p>"
-            f'<img style="image-rendering: pixelated" src="data:image/png;base64,{picture}">'
         )
+        if len(self) == 0:
+            return text
+        picture = base64.b64encode(encode_png(self.grid())).decode()
+        return f'{text}<img style="image-rendering: pixelated" src="data:image/png;base64,{picture}">'
 
     def grid(self, columns: int = 10, rows: int = 3) -> np.ndarray:
         """One picture of up to `columns * rows` images, each class in turn, white lines between, unscaled.
@@ -208,16 +230,25 @@ class ImageSet:
 
 
 def check_index(index: pd.DataFrame, class_names: Sequence[str], name: str) -> None:
-    """Refuse an index whose ids are not unique text or whose labels are not positions in `class_names`."""
+    """Refuse an index whose ids are not unique text or whose labels are not positions in `class_names`.
+
+    Raises:
+        ValueError: naming the set and what is wrong with its index.
+    """
     missing = {"image_id", "label"} - set(index.columns)
     if missing:
         raise ValueError(f"{name}: the index has no column {sorted(missing)}")
     if len(set(class_names)) != len(class_names):
         raise ValueError(f"{name}: two classes share a name: {list(class_names)}")
     ids = index["image_id"]
+    text = ids.map(lambda image_id: isinstance(image_id, str)).to_numpy(bool)
+    if not text.all():
+        raise ValueError(f"{name}: image id {ids[~text].iloc[0]!r} is not text")
     if ids.duplicated().any():
         raise ValueError(f"{name}: image id {ids[ids.duplicated()].iloc[0]!r} stands twice in the index")
-    labels = index["label"].to_numpy()
+    if not pd.api.types.is_integer_dtype(index["label"]) or index["label"].isna().any():
+        raise ValueError(f"{name}: labels must be whole numbers, one for each image; they are {index['label'].dtype}")
+    labels = index["label"].to_numpy(np.int64)
     if len(labels) and (labels.min() < 0 or labels.max() >= len(class_names)):
         raise ValueError(
             f"{name}: labels reach from {labels.min()} to {labels.max()}, but {len(class_names)} classes are named"
@@ -251,28 +282,20 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return canvas
 
 
-def _folder_names(class_names: Sequence[str]) -> list[str]:
-    """Class names as folder names; where one cannot be a folder its number stands for it."""
-    return [name if _is_plain(name) else f"class_{number}" for number, name in enumerate(class_names)]
+def _export_paths(class_names: pd.Series, image_ids: pd.Series) -> list[str]:
+    """`CLASS/IMAGE_ID.png` for every image, no two alike."""
+    # Ids of photographs begin with the class, which their folder says already.
+    names = [
+        image_id.removeprefix(f"{class_name}/") for class_name, image_id in zip(class_names, image_ids, strict=True)
+    ]
+    if len(set(zip(class_names, names, strict=True))) < len(names):
+        names = list(image_ids)
+    return [f"{_file_name(folder)}/{_file_name(name)}.png" for folder, name in zip(class_names, names, strict=True)]
 
 
-def _file_name(image_id: str) -> str:
-    """An image id as a file name: ids of photographs hold their folder, which the class folder already says."""
-    flat = image_id.replace("/", "__")
-    return flat if _is_plain(flat) else base64.urlsafe_b64encode(image_id.encode()).decode()
-
-
-def _is_plain(name: str) -> bool:
-    return bool(name) and not name.startswith(".") and not any(c in name or ord(c) < 32 for c in '/\\:*?"<>|\0')
-
-
-def summary(image_set: ImageSet) -> dict[str, Any]:
-    """The facts a page or a log shows of a set."""
-    height, width, channels = image_set.image_shape
-    return {
-        "n": len(image_set),
-        "height": height,
-        "width": width,
-        "channels": channels,
-        "classes": len(image_set.class_names),
-    }
+def _file_name(text: str) -> str:
+    """Any text as a file name; two texts never give one name."""
+    reserved = text in {"", "index.csv"} or text.startswith(".")
+    return "%" * reserved + "".join(
+        f"%{ord(c):02X}" if c in '%/\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 else c for c in text
+    )

@@ -1,31 +1,19 @@
-"""What a Keras model file may hold, judged from its bytes alone: nothing of it is imported, built or run.
-
-Keras' own safe mode refuses `Lambda`, but it still builds any other class of the library from the configuration of a
-file, among them layers that load a SavedModel, read a vocabulary from a path or take as much memory as the file asks
-for. So the rule here is the reverse: what is not known to be harmless is refused.
-"""
+"""What a Keras model file may hold, judged from its bytes alone: nothing of it is imported, built or run."""
 
 import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dioptra_assets.robustness import model_file_classes as known
+from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError, check_config
 
 ARCHIVE_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
 MAX_JSON_BYTES = 16 * 2**20
-MAX_NORMALIZATION_ELEMENTS = 2**26
 MAX_ATTRIBUTE_BYTES = 2**30
-
-RESAVE = "Save the model again with Keras 3, `model.save('NAME.keras')`"
-
-
-class UnsafeModelError(ValueError):
-    """A model file was refused; the message names the file, what in it was refused, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ def _inspect_archive(path: Path) -> ModelFile:
     found = _inspect_hdf5(path, io.BytesIO(weights), len(weights))
     if found.config is not None:
         raise UnsafeModelError(f"{path}: model.weights.h5 holds a second architecture (model_config). {RESAVE}")
-    _check_config(path, config, found.arrays, legacy=False)
+    check_config(path, config, _numbers(found.arrays), legacy=False)
     return ModelFile(config, found.arrays)
 
 
@@ -121,11 +109,19 @@ def _json_object(path: Path, name: str, text: bytes | str) -> dict[str, Any]:
     return value
 
 
-# ---- HDF5 ----
+def _numbers(arrays: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in arrays.values())
+
+
+def _h5py() -> Any:
+    """The library, whose low level modules are compiled and carry no types."""
+    import h5py
+
+    return h5py
 
 
 def _inspect_hdf5(path: Path, file: Any, size: int) -> ModelFile:
-    import h5py
+    h5py = _h5py()
 
     try:
         with h5py.File(file, "r") as content:
@@ -140,7 +136,7 @@ def _inspect_hdf5(path: Path, file: Any, size: int) -> ModelFile:
         if not isinstance(text, str | bytes) or len(text) > MAX_JSON_BYTES:
             raise UnsafeModelError(f"{path}: {name} is not a text of at most {MAX_JSON_BYTES:,} bytes. {RESAVE}")
         configs[name] = _json_object(path, name, text)
-        _check_config(path, configs[name], arrays, legacy=True)
+        check_config(path, configs[name], _numbers(arrays), legacy=True)
     full_model = "model_config" in configs
     weights = {name: shape for name, shape in arrays.items() if _is_model_weight(name, full_model)}
     return ModelFile(configs.get("model_config"), weights)
@@ -151,11 +147,11 @@ def _is_model_weight(name: str, full_model: bool) -> bool:
     if full_model:
         return parts[0] == "model_weights"
     # Training state and the counters of random generators stand beside the weights and are not read.
-    return parts[0] not in ("optimizer", "optimizer_weights", "metrics") and "seed_generator" not in parts
+    return parts[0] != "metrics" and not {"optimizer", "optimizer_weights", "seed_generator"} & set(parts)
 
 
 def _check_hdf5(path: Path, content: Any, size: int) -> dict[str, tuple[int, ...]]:
-    import h5py
+    h5py = _h5py()
 
     arrays: dict[str, tuple[int, ...]] = {}
     declared = texts = 0
@@ -192,7 +188,7 @@ def _check_hdf5(path: Path, content: Any, size: int) -> dict[str, tuple[int, ...
 
 
 def _check_link(path: Path, where: str, group: Any, name: str) -> None:
-    import h5py
+    h5py = _h5py()
 
     kind = group.id.links.get_info(name.encode()).type
     if kind != h5py.h5l.TYPE_HARD:
@@ -205,7 +201,7 @@ def _check_link(path: Path, where: str, group: Any, name: str) -> None:
 
 def _check_array(path: Path, where: str, array: Any, size: int) -> int:
     """The bytes of one HDF5 array, which must lie whole and unpacked in this file."""
-    import h5py
+    h5py = _h5py()
 
     layout = array.id.get_create_plist()
     number = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
@@ -237,7 +233,7 @@ def _check_array(path: Path, where: str, array: Any, size: int) -> int:
 
 def _check_attributes(path: Path, where: str, item: Any, size: int) -> int:
     """Refuse attributes that are no plain numbers or texts; the largest number of texts of variable length in one."""
-    import h5py
+    h5py = _h5py()
 
     texts = 0
     plain = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
@@ -251,98 +247,3 @@ def _check_attributes(path: Path, where: str, item: Any, size: int) -> int:
         if kind.get_class() == h5py.h5t.STRING and kind.is_variable_str() and count > 1:
             texts = max(texts, count)
     return texts
-
-
-# ---- configuration ----
-
-
-def _check_config(path: Path, config: dict[str, Any], arrays: Mapping[str, tuple[int, ...]], *, legacy: bool) -> None:
-    """Walk a whole configuration; `legacy` is the older form inside HDF5, whose layers name no module."""
-    stored = sum(math.prod(shape) for shape in arrays.values())
-    for where, node in _dictionaries(config):
-        if "class_name" in node:
-            _check_object(path, where, node, legacy)
-        if "compile_config" in node and where:
-            raise UnsafeModelError(
-                f"{path}: the model inside the model at {where} is compiled. Build it without compiling, then: {RESAVE}"
-            )
-        for call in node.get("inbound_nodes") or ():
-            # A layer called on plain numbers would compute while the file is being read.
-            if not (_has_keras_tensor(call) or (isinstance(call, list) and call and isinstance(call[0], list))):
-                raise UnsafeModelError(f"{path}: a layer at {where} is called on constants alone. {RESAVE}")
-        for key in ("units", "filters", "input_dim", "output_dim"):
-            if isinstance(node.get(key), int | float) and node[key] > stored:
-                raise UnsafeModelError(
-                    f"{path}: {where}.{key} = {node[key]} asks for more weights than the {stored:,} numbers that the "
-                    f"file stores. {RESAVE}"
-                )
-        if legacy:
-            for key, value in node.items():
-                # The legacy reader turns such texts into functions of Keras.
-                if key != "name" and isinstance(value, str) and value in known.LEGACY_LOOKUPS:
-                    raise UnsafeModelError(f"{path}: {where}.{key} = {value!r} names a function. {RESAVE}")
-
-
-def _check_object(path: Path, where: str, node: dict[str, Any], legacy: bool) -> None:
-    name, module, inner = node["class_name"], node.get("module"), node.get("config")
-    label = f"{where} ({inner['name']!r})" if isinstance(inner, dict) and isinstance(inner.get("name"), str) else where
-    advice = f"Replace it by built-in layers without code or files, then: {RESAVE}"
-    if not isinstance(name, str):
-        raise UnsafeModelError(f"{path}: {label} has a class name that is not a text. {advice}")
-    if name in known.PLAIN_VALUES or (legacy and name in known.LEGACY_VALUES):
-        return
-    if name in ("__numpy__", "__tensor__"):
-        if not _is_numbers(inner):
-            raise UnsafeModelError(f"{path}: {label} is a constant that is no list of plain numbers. {advice}")
-        return
-    if name == "function":
-        allowed = module in known.FUNCTION_MODULES and isinstance(inner, str) and inner in known.FUNCTIONS
-        name = inner
-    elif legacy and "module" not in node:
-        allowed = name in known.ALL_CLASSES
-    else:
-        allowed = isinstance(module, str) and name in known.CLASSES.get(module, ())
-    if not allowed or node.get("registered_name") not in (None, name):
-        full_name = f"{module}.{name}" if module else f"{name}"
-        raise UnsafeModelError(f"{path}: {label} is {full_name!r}, which is not among the allowed classes. {advice}")
-    if name == "Normalization":
-        _check_normalization(path, label, node)
-
-
-def _check_normalization(path: Path, where: str, node: dict[str, Any]) -> None:
-    # This layer alone fills arrays of the size of its input while it is built, before any weight can be compared.
-    shape = (node.get("build_config") or {}).get("input_shape")
-    if not isinstance(shape, list) or not all(size is None or isinstance(size, int) for size in shape):
-        raise UnsafeModelError(f"{path}: Normalization at {where} does not say the shape of its input. {RESAVE}")
-    if math.prod(size or 1 for size in shape) > MAX_NORMALIZATION_ELEMENTS:
-        raise UnsafeModelError(f"{path}: Normalization at {where} is built for inputs of shape {shape}. {RESAVE}")
-
-
-def _dictionaries(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    pending: list[tuple[str, Any]] = [("", config)]
-    while pending:
-        where, value = pending.pop()
-        if isinstance(value, dict):
-            yield where, value
-            pending.extend((f"{where}.{key}".lstrip("."), item) for key, item in value.items())
-        elif isinstance(value, list):
-            pending.extend((f"{where}[{index}]", item) for index, item in enumerate(value))
-
-
-def _has_keras_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.get("class_name") == "__keras_tensor__" or any(map(_has_keras_tensor, value.values()))
-    return isinstance(value, list) and any(map(_has_keras_tensor, value))
-
-
-def _is_numbers(constant: Any) -> bool:
-    if not isinstance(constant, dict) or constant.get("dtype") not in known.DTYPES:
-        return False
-    pending = [constant.get("value")]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, list):
-            pending.extend(value)
-        elif not isinstance(value, int | float):
-            return False
-    return True

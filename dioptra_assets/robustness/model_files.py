@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dioptra_assets.robustness.model_file_checks import (
-    RESAVE,
-    ModelFile,
-    UnsafeModelError,
-    check_model_file,
-    inspect_model_file,
-)
+from dioptra_assets.robustness.model_file_checks import ModelFile, check_model_file, inspect_model_file
+from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError
 
 if TYPE_CHECKING:
     import keras
@@ -57,7 +52,7 @@ def load_model(path: str | Path) -> "keras.Model":
     with _weightless_variables() as variables:
         try:
             with scope:
-                model = keras.saving.load_model(path, compile=False, safe_mode=True)
+                model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
             raise UnsafeModelError(f"{path}: Keras cannot build this model: {_first_lines(error)}. {RESAVE}") from error
         wanted = {id(variable) for variable in model.weights}
@@ -79,7 +74,8 @@ def load_weights(model: "keras.Model", path: str | Path) -> None:
     """Give a built model the weights of a file; the model is left as it was when they do not fit.
 
     Args:
-        model: a built model.
+        model: a built model. Where the weights are those of a whole model inside it, such as a `keras.applications` body
+            behind a layer of preprocessing, they go there.
         path: a `.keras` archive, a `.weights.h5` file, or an older `.h5` or `.hdf5` file such as those of
             `keras.applications`, whose layers are matched by their order.
 
@@ -92,26 +88,29 @@ def load_weights(model: "keras.Model", path: str | Path) -> None:
 
     path = Path(path).resolve()
     found = inspect_model_file(path)
+    target = _target(model, found)
     scope = keras.StatelessScope(initialize_variables=False)
     with _weights_file(path) as weights_file:
         try:
             with scope:
                 # The state of an optimizer stays as it is: a file from elsewhere holds another one's, or none.
-                skipped = {} if _is_legacy(weights_file) else {"objects_to_skip": [getattr(model, "optimizer", None)]}
-                model.load_weights(weights_file, **skipped)
+                if weights_file.name.endswith("weights.h5"):
+                    target.load_weights(weights_file, objects_to_skip=_optimizers(target))
+                else:
+                    target.load_weights(weights_file)
         except Exception as error:
             raise ValueError(
-                f"{path}: these weights do not fit the model {model.name!r}: {_first_lines(error)}. "
+                f"{path}: these weights do not fit the model {target.name!r}: {_first_lines(error)}. "
                 "Use the architecture that they were saved from"
             ) from error
-    for variable in model.weights:
+    for variable in target.weights:
         if scope.get_current_value(variable) is None:
             raise ValueError(
                 f"{path}: the file stores no value for weight {variable.path!r} of shape {tuple(variable.shape)} of "
-                f"the model {model.name!r}. Use the architecture that the weights were saved from"
+                f"the model {target.name!r}. Use the architecture that the weights were saved from"
             )
-    _check_count(path, model, found)
-    _assign(model, scope)
+    _check_count(path, target, found)
+    _assign(target, scope)
 
 
 def save_model(model: "keras.Model", path: str | Path) -> None:
@@ -134,7 +133,7 @@ def save_model(model: "keras.Model", path: str | Path) -> None:
     config = {"config.json": _architecture(model), "metadata.json": {"keras_version": keras.version()}}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
         weights, partial = Path(folder) / "model.weights.h5", Path(folder) / path.name
-        keras.saving.save_weights(model, weights, objects_to_skip=[getattr(model, "optimizer", None)])
+        keras.saving.save_weights(model, weights, objects_to_skip=_optimizers(model))
         with zipfile.ZipFile(partial, "w") as archive:
             for name, value in config.items():
                 archive.writestr(zipfile.ZipInfo(name), json.dumps(value))
@@ -188,6 +187,23 @@ def _assign(model: "keras.Model", scope: "keras.StatelessScope") -> None:
         variable.assign(scope.get_current_value(variable))
 
 
+def _target(model: "keras.Model", found: ModelFile) -> "keras.Model":
+    """The model, or the one model among its layers that has as many weights as the file."""
+    import keras
+
+    if len(model.weights) == len(found.arrays):
+        return model
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    fitting = [layer for layer in inner if len(layer.weights) == len(found.arrays)]
+    return fitting[0] if len(fitting) == 1 else model
+
+
+def _optimizers(model: "keras.Model") -> list[Any]:
+    """The optimizers of a model and of the models inside it."""
+    layers = [model, *model._flatten_layers(include_self=False)]
+    return [layer.optimizer for layer in layers if getattr(layer, "optimizer", None) is not None]
+
+
 def _check_count(path: Path, model: "keras.Model", found: ModelFile) -> None:
     if len(found.arrays) != len(model.weights):
         raise UnsafeModelError(
@@ -204,10 +220,6 @@ def _weights_file(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
         yield Path(archive.extract("model.weights.h5", folder))
-
-
-def _is_legacy(path: Path) -> bool:
-    return not path.name.endswith("weights.h5")
 
 
 def _first_lines(error: Exception) -> str:

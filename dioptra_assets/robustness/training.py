@@ -32,35 +32,44 @@ PROGRESS_SECONDS = 10.0
 
 
 class TrainingRecipe(BaseModel):
-    """How one model is made; an architecture key names one of these.
-
-    Attributes:
-        architecture: which network: shallow_net, le_net, alex_net, resnet50 or vgg16.
-        epochs: passes over the training rows; 2.5 stops in the middle of the third, 0 leaves the weights as they are.
-        batch_size: images in a training step.
-        learning_rate: of the optimizer, at the start.
-        optimizer: rmsprop, adam, adagrad or sgd.
-        validation_split: share of the training set held out for validation, in [0, 1), stratified by class.
-        early_stopping: stop when the validation loss has not fallen for so many epochs, and go back to the best one.
-        weights: where training starts: `imagenet`, a `.keras`, `.weights.h5` or `.h5` file, or nothing.
-        seed: drives everything random; left out, it is derived from the experiment's seed and the architecture key.
-        model_tag: stands in the name of the registered model, `{experiment}_{model_tag}_{architecture}`.
-        register_model: whether the model is registered in MLflow.
-    """
+    """How one model is made; an architecture key names one of these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    architecture: str
-    epochs: float = Field(default=30.0, ge=0, le=10_000)
-    batch_size: int = Field(default=32, ge=1, le=65_536)
-    learning_rate: float = Field(default=0.001, gt=0, le=10)
-    optimizer: Literal["rmsprop", "adam", "adagrad", "sgd"] = "adam"
-    validation_split: float = Field(default=0.2, ge=0, lt=1)
-    early_stopping: int | None = Field(default=None, ge=1)
-    weights: str | None = None
-    seed: int | None = Field(default=None, ge=0, lt=2**31)
-    model_tag: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,50}$")
-    register_model: bool = True
+    architecture: str = Field(description="The network: shallow_net, le_net, alex_net, resnet50 or vgg16.")
+    epochs: float = Field(
+        default=30.0,
+        ge=0,
+        le=10_000,
+        description="Passes over the training rows; 2.5 stops in the middle of the third, 0 trains nothing.",
+    )
+    batch_size: int = Field(default=32, ge=1, le=65_536, description="Images in a training step.")
+    learning_rate: float = Field(default=0.001, gt=0, le=10, description="Of the optimizer, at the start.")
+    optimizer: Literal["rmsprop", "adam", "adagrad", "sgd"] = Field(default="adam", description="The optimizer.")
+    validation_split: float = Field(
+        default=0.2, ge=0, lt=1, description="Share of the training set held out for validation, stratified by class."
+    )
+    early_stopping: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stop when the validation loss has not fallen for so many epochs, and go back to the best one.",
+    )
+    weights: str | None = Field(
+        default=None,
+        description="Where training starts: `imagenet` (resnet50, vgg16), a .keras, .weights.h5 or .h5 file.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**31,
+        description="Left out: derived from the experiment's seed and the architecture key.",
+    )
+    model_tag: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_.-]{0,50}$",
+        description="Stands in the name of the registered model, `{experiment}_{model_tag}_{architecture}`.",
+    )
+    register_model: bool = Field(default=True, description="Register the model in MLflow.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingRecipe":
@@ -160,6 +169,7 @@ def train(
             epochs=last,
             steps_per_epoch=steps_per_epoch,
             validation_data=_validation_batches(training_set, validation_rows) if len(validation_rows) else None,
+            shuffle=False,
             validation_steps=math.ceil(len(validation_rows) / 256) if len(validation_rows) else None,
             callbacks=callbacks,
             verbose=cast(Any, 0),

@@ -283,6 +283,17 @@ def test_configs_load_without_any_machine_learning_library() -> None:
     assert found.stderr.strip() == ""
 
 
+@pytest.mark.parametrize(("own", "used"), [(None, 7), (0, 0), (5, 5)])
+def test_the_seed_of_the_cell_counts_unless_the_attack_names_its_own(
+    own: int | None, used: int, digits: ImageSet, dense_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    attack = parse_attack({"method": "fgm", "eps": 0.1, "seed": own})
+    monkeypatch.setattr(type(attack), "prepare", lambda self, model, *, seed, class_count: seeds.append(seed))
+    perturb_set(attack, dense_model, digits, seed=7, class_count=10)
+    assert seeds == [used]
+
+
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"method is 'fgsm': allowed are fgm"):
         parse_attack({"method": "fgsm", "eps": 0.1})

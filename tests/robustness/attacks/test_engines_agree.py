@@ -21,3 +21,11 @@ def test_engines_agree(norm: Any, eps: float, goal: dict[str, Any], conv_model: 
     assert np.array_equal(ours, reference)
     assert our_index.equals(reference_index)
     assert (ours != digits.to_numpy()[0]).any()
+
+
+def test_in_l2_a_step_that_stays_inside_the_box_agrees_to_one_rounding(conv_model: Any, digits: ImageSet) -> None:
+    """There the step is as long as eps, and ART asks in float32 whether it is longer."""
+    grey = ImageSet.from_arrays(digits.to_numpy()[0] * 0.3 + 0.35, digits.labels, digits.class_names)
+    ours, _ = attack_all(FastGradientMethod(eps=0.2, norm=2), conv_model, grey)
+    reference, _ = attack_all(FastGradientMethod(eps=0.2, norm=2, engine="art"), conv_model, grey)
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=2**-24)

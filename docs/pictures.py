@@ -1,0 +1,77 @@
+"""Take the pictures of the documentation: `make pictures`, after `make demo`.
+
+Starts a Dagster web server on the home folder, photographs what a person sees, and stops it again.
+"""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+import dioptra_assets as da
+from resources import home
+
+IMAGES = Path(__file__).parent / "images"
+PORT = 3987
+SERVER = f"http://127.0.0.1:{PORT}"
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+
+
+def main() -> None:
+    """Write every picture to `docs/images`."""
+    IMAGES.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(PORT), "-w", "workspace.yaml"]
+    server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(home.home())})
+    try:
+        _wait_for(f"{SERVER}/server_info")
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page(viewport={"width": 1760, "height": 800}, device_scale_factor=1)
+            _lineage(page)
+            _adversarial_set(page)
+            _report(page)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _lineage(page: Page) -> None:
+    page.goto(f"{SERVER}/locations/dioptra_assets/asset-groups/digits/lineage")
+    page.get_by_text("evasion_metrics").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(4000)
+    page.screenshot(path=IMAGES / "lineage.png")
+
+
+def _adversarial_set(page: Page) -> None:
+    page.set_viewport_size({"width": 1500, "height": 1000})
+    page.goto(f"{SERVER}/assets/digits/adversarial_set?view=partitions&partition=le_net%7Cfgm_0.3")
+    page.get_by_text("[Show Markdown]").first.click(timeout=60_000)
+    page.wait_for_timeout(3000)
+    page.screenshot(path=IMAGES / "adversarial_set.png")
+
+
+def _report(page: Page) -> None:
+    page.set_viewport_size({"width": 1180, "height": 1350})
+    path = da.load("digits/report").save(home.home() / "reports" / "digits.html")
+    page.goto(path.as_uri())
+    page.screenshot(path=IMAGES / "report.png")
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(1)
+    raise TimeoutError(f"{url} did not answer within two minutes")
+
+
+if __name__ == "__main__":
+    main()

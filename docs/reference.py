@@ -1,0 +1,79 @@
+"""Write docs/experiments.md, the reference of every field of an experiment file: `python -m docs.reference`."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dioptra_assets.robustness.attacks import ATTACKS
+from dioptra_assets.robustness.data import DigitsSource, ImageFolderSource, MnistSource
+from dioptra_assets.robustness.training import TrainingRecipe
+from partitions.experiments import ExperimentFile
+
+PAGE = Path(__file__).parent / "experiments.md"
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "enum": "one of {}",
+    "pattern": "matches `{}`",
+}
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    sections = [
+        "# Fields of an experiment file",
+        "Written by `python -m docs.reference` from the types that check the file. An unknown field is an error. A list"
+        " where a parameter of an architecture or attack takes one value is a sweep; the value then stands in the key."
+        " `architecture` and `method` may be left out where the entry's name is one.",
+        _section("`attributes`", ExperimentFile),
+        _section("`data` with `source: digits`", DigitsSource),
+        _section("`data` with `source: mnist`", MnistSource),
+        _section("`data` with `source: image_folder`", ImageFolderSource),
+        _section("An entry of `architectures`", TrainingRecipe),
+        *(_section(f"An entry of `attacks` with `method: {name}`", attack) for name, attack in ATTACKS.items()),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _section(title: str, model: type[BaseModel]) -> str:
+    described = _described(inspect.getdoc(model) or "")
+    fields = model.model_json_schema()["properties"]
+    rows = [_row(name, {"description": described.get(name, ""), **schema}) for name, schema in fields.items()]
+    return "\n".join([f"## {title}", "", "| field | default | allowed | what it is |", "|---|---|---|---|", *rows])
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """The section `Attributes:` of a docstring, field by field."""
+    section = docstring.partition("Attributes:")[2].split("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _row(name: str, schema: dict[str, Any]) -> str:
+    choices = schema.get("anyOf", [schema])
+    allowed = [_allowed(choice) for choice in choices if choice.get("type") != "null"]
+    default = f"`{schema['default']}`" if schema.get("default") not in (None, "", [], {}) else "–"
+    default = default if "default" in schema or "default_factory" in schema else "required"
+    description = " ".join(str(schema.get("description", "")).split())
+    return f"| `{name}` | {default} | {' or '.join(filter(None, allowed))} | {description} |".replace("|  |", "| |")
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    kind = schema.get("type", "")
+    bounds = [text.format(_listed(schema[bound])) for bound, text in BOUNDS.items() if bound in schema]
+    return ", ".join([kind, *bounds] if kind else bounds)
+
+
+def _listed(value: object) -> str:
+    return ", ".join(f"`{one}`" for one in value) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

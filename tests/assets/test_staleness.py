@@ -1,0 +1,124 @@
+"""Editing one entry makes exactly its cells stale; computing the same again changes nothing."""
+
+from typing import Any
+
+import pytest
+
+from tests.assets.test_cells import assets, causes, failures
+from tests.conftest import ARCHITECTURES, ATTACKS, EXPERIMENT, Lab
+
+LAST = {"architecture": ARCHITECTURES[-1], "attack": ATTACKS[-1]}
+FIRST = {"architecture": ARCHITECTURES[0], "attack": ATTACKS[0]}
+
+
+def edited(section: str, entry: str, **parameters: Any) -> dict[str, Any]:
+    return {**EXPERIMENT, section: {**EXPERIMENT[section], entry: {**EXPERIMENT[section][entry], **parameters}}}
+
+
+def stale(lab: Lab) -> set[str]:
+    statuses = lab.statuses()
+    assert set(statuses.values()) <= {"FRESH", "STALE"}
+    return {path for path, status in statuses.items() if status == "STALE"}
+
+
+def of_attack(asset: str, attack: str) -> set[str]:
+    return {f"tiny/{asset}/{architecture}/{attack}" for architecture in ARCHITECTURES}
+
+
+def test_editing_one_eps_makes_exactly_the_cells_of_that_attack_stale(lab: Lab) -> None:
+    lab.write(edited("attacks", "weak", eps=0.07))
+    assert stale(lab) == {f"tiny/attack_config/{attack}" for attack in ATTACKS}, "the file was edited"
+
+    assert lab.run("attack_config", ATTACKS[0], ATTACKS[-1]).success
+
+    assert stale(lab) == of_attack("adversarial_set", "weak")
+
+    before = lab.bytes()
+    launched = lab.materialize()
+
+    assert not launched.failed and not launched.skipped
+    attack_cells = set().union(
+        *(of_attack(asset, "weak") for asset in ("adversarial_set", "evasion_examples", "evasion_metrics"))
+    )
+    assert {cell.path for cell in launched.computed} == attack_cells | {
+        "tiny/transfer_matrix",
+        "tiny/security_curves",
+        "tiny/report",
+    }
+    assert stale(lab) == set()
+    after = lab.bytes()
+    touched = {path for path in after if after[path] != before.get(path)}
+    recomputed = {f"store/{cell.path}/" for cell in launched.computed}
+    assert {path for path in touched if not path.startswith(tuple(recomputed))} == set()
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "parameters", "asset", "partition", "sentence"),
+    [
+        (
+            "attacks",
+            "weak",
+            {"eps": 0.07},
+            "adversarial_set",
+            "le_net|weak",
+            "tiny/attack_config weak was edited since it was materialized (eps 0.05 -> 0.07): materialize it first,"
+            " `dg launch --assets 'tiny/attack_config' --partition 'weak'`",
+        ),
+        (
+            "architectures",
+            "le_net",
+            {"epochs": 2},
+            "model",
+            "le_net",
+            "tiny/architecture_config le_net was edited since it was materialized (epochs 1.0 -> 2.0): materialize it"
+            " first, `dg launch --assets 'tiny/architecture_config' --partition 'le_net'`",
+        ),
+    ],
+)
+def test_a_cell_is_refused_while_its_config_was_edited_and_not_materialized(
+    lab: Lab, section: str, entry: str, parameters: dict[str, Any], asset: str, partition: str, sentence: str
+) -> None:
+    lab.write(edited(section, entry, **parameters))
+    before = lab.bytes()
+
+    result = lab.run(asset, partition)
+
+    assert not result.success
+    (failure,) = failures(result)
+    assert f"ConfigChangedError: {sentence}" in causes(failure.error)
+    assert lab.bytes() == before
+
+
+def test_an_entry_that_is_added_makes_nothing_else_stale(lab: Lab) -> None:
+    lab.write(edited("attacks", "fgm", eps=[0.1, 0.2, 0.3]))
+    assert lab.run("attack_config", "fgm_0.2").success
+    statuses = lab.statuses()
+    missing = {path for path, status in statuses.items() if status == "MISSING"}
+    assert missing == of_attack("adversarial_set", "fgm_0.2") | of_attack("evasion_examples", "fgm_0.2") | of_attack(
+        "evasion_metrics", "fgm_0.2"
+    )
+    of_old_entries = {f"tiny/attack_config/{attack}" for attack in ATTACKS}
+    assert {path for path, status in statuses.items() if status == "STALE"} == of_old_entries
+
+
+def test_another_data_source_makes_the_sets_stale(lab: Lab) -> None:
+    lab.write({**EXPERIMENT, "data": {**EXPERIMENT["data"], "seed": 1}})
+    assert stale(lab) == {"tiny/training_set", "tiny/testing_set"}
+
+
+def test_computing_everything_again_changes_no_byte_and_makes_nothing_stale(lab: Lab) -> None:
+    before = lab.bytes()
+    graph = lab.defs().resolve_asset_graph()
+    ordered = [key.path[-1] for level in graph.toposorted_asset_keys_by_level for key in level]
+    assert sorted(ordered) == assets(lab)
+    for asset in ordered:
+        keys = graph.get(_key(graph, asset)).partitions_def
+        partitions = keys.get_partition_keys() if keys else []
+        assert lab.run(asset, *(partitions[:1] + partitions[-1:])).success, asset
+
+    assert lab.bytes() == before
+    assert set(lab.statuses().values()) == {"FRESH"}
+
+
+def _key(graph: Any, asset: str) -> Any:
+    return next(key for key in graph.get_all_asset_keys() if key.path[-1] == asset)

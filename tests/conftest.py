@@ -1,0 +1,254 @@
+"""One small experiment, materialized once a test session, and copies of it that a test may do anything with."""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.loader import LoadingContextForTest
+from filelock import FileLock
+
+from dioptra_assets.launch import Launched, materialize_experiment
+from resources.cells import Cell, CellStore
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = Path(__file__).resolve().parent.parent
+# What would lead a test to a home that is not its own.
+SETTINGS = ("DAGSTER_HOME", "DIOPTRA_ASSETS_STORE", "MLFLOW_TRACKING_URI", "DIOPTRA_ASSETS_MLFLOW_UI")
+
+EXPERIMENT: Mapping[str, Any] = {
+    "description": "Digits, small enough for a test.",
+    "seed": 7,
+    "owners": ["team:tests"],
+    "data": {"source": "digits", "image_size": [16, 16], "test_fraction": 0.1},
+    "architectures": {
+        "shallow_net": {"epochs": 3},
+        "le_net": {"epochs": 1, "model_tag": "small"},
+    },
+    "attacks": {"fgm": {"eps": [0.1, 0.3]}, "weak": {"method": "fgm", "eps": 0.05}},
+    "log_sets": True,
+}
+ARCHITECTURES = ("shallow_net", "le_net")
+ATTACKS = ("fgm_0.1", "fgm_0.3", "weak")
+CELLS = 2 + 3 + 2 + 2 + 2 + 3 * len(ARCHITECTURES) * len(ATTACKS) + 3
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A project with one experiment, `tiny`, and a home of its own.
+
+    Attributes:
+        folder: the root of the project; what Dagster, the store and MLflow keep is in its folder `home`.
+    """
+
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def store(self) -> CellStore:
+        return CellStore(str(self.home / "store"))
+
+    @property
+    def module(self) -> str:
+        """The name of the project's package: another for each lab, since Python imports a name once."""
+        return next(path.name for path in self.folder.glob("lab_*"))
+
+    def write(self, attributes: Mapping[str, Any], name: str = "tiny") -> Path:
+        """Write an experiment file."""
+        document = {"type": "dioptra_assets.experiment.Experiment", "attributes": json.loads(json.dumps(attributes))}
+        return self.write_text(yaml.safe_dump(document, sort_keys=False), name)
+
+    def write_text(self, text: str, name: str = "tiny") -> Path:
+        path = self.folder / self.module / "defs" / name / "defs.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def defs(self) -> dg.Definitions:
+        """The code location, read anew from the experiment files."""
+        if str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))
+        importlib.invalidate_caches()
+        module = importlib.import_module(f"{self.module}.definitions")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return module.defs()
+
+    @contextmanager
+    def instance(self) -> Iterator[dg.DagsterInstance]:
+        with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(self.home))) as instance:
+            yield instance
+
+    def materialize(self) -> Launched:
+        """Compute what is missing or stale of the experiment."""
+        with self.instance() as instance:
+            return materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store)
+
+    def run(self, asset: str, *partitions: str) -> dg.ExecuteInProcessResult:
+        """One run of one asset, over a range of partitions where two are given."""
+        tags = {}
+        if len(partitions) == 2:
+            tags = dict(zip(("dagster/asset_partition_range_start", "dagster/asset_partition_range_end"), partitions))
+        with self.instance() as instance:
+            return (
+                self.defs()
+                .resolve_implicit_global_asset_job_def()
+                .execute_in_process(
+                    asset_selection=[dg.AssetKey(["tiny", asset])],
+                    partition_key=partitions[0] if len(partitions) == 1 else None,
+                    tags=tags,
+                    instance=instance,
+                    raise_on_error=False,
+                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                )
+            )
+
+    def statuses(self) -> dict[str, str]:
+        """Path of every cell of the experiment -> what Dagster says of it: FRESH, STALE or MISSING."""
+        graph = self.defs().resolve_asset_graph()
+        with self.instance() as instance:
+            resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+            statuses = {}
+            for key in graph.get_all_asset_keys():
+                definition = graph.get(key).partitions_def
+                for partition in definition.get_partition_keys() if definition else [None]:
+                    path = "/".join([*key.path, *(partition.split("|") if partition else [])])
+                    statuses[path] = resolver.get_status(key, partition).value
+        return statuses
+
+    def events(self, asset: str) -> list[dg.EventLogEntry]:
+        """The materializations of an asset, oldest first."""
+        with self.instance() as instance:
+            records = instance.fetch_materializations(dg.AssetKey(["tiny", asset]), limit=1000, ascending=True).records
+        return [record.event_log_entry for record in records]
+
+    def find(self, asset: str, **partition: str) -> Any:
+        """What the store serves of a cell, or None."""
+        return self.store.find(Cell(f"tiny/{asset}", partition))
+
+    def bytes(self) -> dict[str, str]:
+        """Path -> digest of everything in the store."""
+        files = sorted(path for path in (self.home / "store").rglob("*") if path.is_file())
+        return {str(path.relative_to(self.home)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def break_model(self, architecture: str) -> None:
+        """Cut the last byte off a stored model."""
+        stored = self.find("model", architecture=architecture)
+        path = self.home / "store" / stored.prefix / "model.keras"
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def skeleton(folder: Path) -> Lab:
+    """A project without an experiment, as a user would lay it out."""
+    name = f"lab_{uuid.uuid4().hex[:8]}"
+    (folder / name / "defs").mkdir(parents=True)
+    (folder / "home").mkdir()
+    shutil.copy(ROOT / "dagster.yaml", folder / "home")
+    (folder / name / "__init__.py").touch()
+    (folder / name / "defs" / "__init__.py").touch()
+    (folder / name / "definitions.py").write_text(CODE_LOCATION)
+    (folder / "pyproject.toml").write_text(PROJECT.replace("NAME", name))
+    return Lab(folder)
+
+
+# As dioptra_assets/definitions.py has it, with the experiments of the lab.
+CODE_LOCATION = """
+from pathlib import Path
+
+import dagster as dg
+
+from dioptra_assets.definitions import resource_definitions
+
+
+@dg.definitions
+def defs():
+    experiments = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return dg.Definitions.merge(
+        experiments, dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor)
+    )
+"""
+PROJECT = """
+[tool.dg]
+directory_type = "project"
+
+[tool.dg.project]
+root_module = "NAME"
+code_location_name = "NAME"
+code_location_target_module = "NAME.definitions"
+registry_modules = ["dioptra_assets.experiment"]
+
+[tool.dg.cli]
+suppress_warnings = ["project_and_activated_venv_mismatch"]
+"""
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:
+    """Make a lab's home the home of everything in this process, and of what it starts."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", str(lab.home))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The experiment, materialized from its data to its report. Look, do not touch: other tests read it too.
+
+    Processes of one session share it: one makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder, done = shared / "finished", shared / "finished.json"
+    with pytest.MonkeyPatch.context() as monkeypatch, FileLock(shared / "finished.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            lab = skeleton(folder)
+            enter(monkeypatch, lab)
+            lab.write(EXPERIMENT)
+            launched = lab.materialize()
+            assert not launched.failed and not launched.skipped, launched
+            done.write_text(json.dumps([cell.path for cell in launched.computed]))
+    yield Lab(folder)
+
+
+@pytest.fixture
+def lab(finished: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A copy of the materialized experiment, to be edited, damaged and run."""
+    copy = skeleton(tmp_path / "project")
+    shutil.copytree(finished.home, copy.home, dirs_exist_ok=True)
+    copy.write(EXPERIMENT)
+    enter(monkeypatch, copy)
+    return copy
+
+
+@pytest.fixture
+def looking(finished: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """The materialized experiment as this process's home, not to be changed."""
+    enter(monkeypatch, finished)
+    return finished
+
+
+@pytest.fixture
+def blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A project whose experiment has been written and not run."""
+    new = skeleton(tmp_path / "project")
+    new.write(EXPERIMENT)
+    enter(monkeypatch, new)
+    return new
