@@ -207,7 +207,7 @@ def cell_asset(
                     raise
                 context.log.warning(f"{cell} is not logged to MLflow in full: {error}")
             except Exception as error:
-                if len(keys) == 1:
+                if len(keys) == 1 or isinstance(error, RunEndedError):
                     raise
                 failures[cell.path] = f"{type(error).__name__}: {error}"
                 context.log.error(f"{cell} failed ({number} of {len(keys)})", exc_info=error)

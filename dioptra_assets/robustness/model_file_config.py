@@ -36,7 +36,7 @@ def check_config(path: Path, config: dict[str, Any], stored: int, *, legacy: boo
     for where, node in _dictionaries(config):
         if "class_name" in node:
             _check_object(path, where, node, legacy)
-        if "compile_config" in node and where:
+        if node.get("compile_config") and where:
             raise UnsafeModelError(
                 f"{path}: the model inside the model at {where} is compiled. Build it without compiling, then: {RESAVE}"
             )
@@ -104,9 +104,11 @@ def _dictionaries(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _has_keras_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.get("class_name") == "__keras_tensor__" or any(map(_has_keras_tensor, value.values()))
-    return isinstance(value, list) and any(map(_has_keras_tensor, value))
+    # Keras looks for tensors in plain lists and dictionaries, not inside other objects.
+    if isinstance(value, dict) and "class_name" in value:
+        return value["class_name"] == "__keras_tensor__"
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_has_keras_tensor, items))
 
 
 def _is_numbers(constant: Any) -> bool:

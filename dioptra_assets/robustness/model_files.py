@@ -74,8 +74,8 @@ def load_weights(model: "keras.Model", path: str | Path) -> None:
     """Give a built model the weights of a file; the model is left as it was when they do not fit.
 
     Args:
-        model: a built model. Where the weights are those of a whole model inside it, such as a `keras.applications` body
-            behind a layer of preprocessing, they go there.
+        model: a built model. Weights of a whole model inside it, such as a `keras.applications` body behind a layer of
+            preprocessing, go to that one.
         path: a `.keras` archive, a `.weights.h5` file, or an older `.h5` or `.hdf5` file such as those of
             `keras.applications`, whose layers are matched by their order.
 

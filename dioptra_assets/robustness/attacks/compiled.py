@@ -146,13 +146,19 @@ def steepest(slope: Tensor, norm: Norm) -> Tensor:
 
 
 def move(images: Tensor, direction: Tensor, eps: Tensor | float, norm: Norm) -> Tensor:
-    """`images` moved by `eps` along `direction` (of norm 1), kept in the box [0, 1] and in the ball of `eps`."""
+    """`images` moved by `eps` along `direction` (of norm 1), kept in the box [0, 1] and in the ball of `eps`.
+
+    `eps` is one number for all images, or one for each, [rows].
+    """
     ops = keras_ops()
+    eps = ops.reshape(ops.cast(eps, wide()), (-1, 1, 1, 1))
     moved = ops.clip(ops.cast(images, wide()) + eps * direction, 0.0, 1.0)
     change = ops.cast(ops.cast(moved, "float32") - images, wide())  # after rounding, as the budget is measured
     if norm == 2:
         flat = ops.reshape(change, (-1, math.prod(change.shape[1:])))
-        change = ops.reshape(flat * ops.minimum(1.0, _divide(eps, _length(flat))), ops.shape(change))
+        change = ops.reshape(
+            flat * ops.minimum(1.0, _divide(ops.reshape(eps, (-1, 1)), _length(flat))), ops.shape(change)
+        )
     else:  # in L1 the direction has one entry
         change = ops.clip(change, -eps, eps)
     return ops.clip(images + ops.cast(change, "float32"), 0.0, 1.0)

@@ -1,6 +1,8 @@
 """The fast gradient method."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -114,10 +116,11 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
         """See the base class. Nothing is drawn at random: `seed` changes nothing."""
         if self.engine == "art":
             return art_engine.prepare(model, class_count, self._art_attack)
-        run = compiled.compile_batches(_compiled_fgm(self, model, class_count))
+        levels = tuple(self.levels()) if self.minimal else ()
+        run = _compiled_fgm(model, class_count, self.norm, self.targeted, levels)
 
         def perturb(batch: AttackInput) -> Perturbed:
-            results = run(batch.images, batch.goals)
+            results = run(batch.images, batch.goals, np.full(len(batch.images), self.eps, compiled.wide()))
             return Perturbed(
                 images=results["images"],
                 queries=results["queries"].astype(np.int64),
@@ -141,17 +144,23 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
         )
 
 
-def _compiled_fgm(attack: FastGradientMethod, model: Any, class_count: int) -> Any:
-    """The attack as a function of backend tensors (images, goals), to be compiled."""
+@functools.lru_cache(maxsize=16)
+def _compiled_fgm(
+    model: Any, class_count: int, norm: compiled.Norm, targeted: bool, levels: tuple[float, ...]
+) -> Callable[..., dict[str, np.ndarray]]:
+    """The attack as a function of arrays (images, goals, eps), each row with its own eps.
+
+    Compiled once for a model: the attacks of a sweep differ in eps alone.
+    """
     ops = compiled.keras_ops()
 
     def reached(logits: compiled.Tensor, goals: compiled.Tensor) -> compiled.Tensor:
         predicted = ops.cast(ops.argmax(logits, axis=1), "int32")
-        return ops.equal(predicted, goals) if attack.targeted else ops.not_equal(predicted, goals)
+        return ops.equal(predicted, goals) if targeted else ops.not_equal(predicted, goals)
 
-    def fgm(images: compiled.Tensor, goals: compiled.Tensor) -> dict[str, compiled.Tensor]:
+    def fgm(images: compiled.Tensor, goals: compiled.Tensor, eps: compiled.Tensor) -> dict[str, compiled.Tensor]:
         slope, logits = compiled.loss_gradient(model, images, goals, class_count)
-        direction = compiled.steepest(-slope if attack.targeted else slope, attack.norm)
+        direction = compiled.steepest(-slope if targeted else slope, norm)
         results = {
             "zero_gradient": compiled.all_of(ops.equal(slope, 0.0)),
             "finite": ops.logical_and(
@@ -160,10 +169,10 @@ def _compiled_fgm(attack: FastGradientMethod, model: Any, class_count: int) -> A
             ),
             "queries": ops.ones_like(goals),
         }
-        if attack.minimal:
+        if levels:
             there = reached(logits, goals)
             return results | smallest(images, goals, direction, there, results["queries"])
-        return results | {"images": compiled.move(images, direction, attack.eps, attack.norm)}
+        return results | {"images": compiled.move(images, direction, eps, norm)}
 
     def smallest(
         images: compiled.Tensor,
@@ -172,13 +181,13 @@ def _compiled_fgm(attack: FastGradientMethod, model: Any, class_count: int) -> A
         there: compiled.Tensor,
         queries: compiled.Tensor,
     ) -> dict[str, compiled.Tensor]:
-        levels = ops.convert_to_tensor(attack.levels(), dtype=compiled.wide())
+        sizes = ops.convert_to_tensor(levels, dtype=compiled.wide())
 
         def unfinished(level: Any, adversarial: Any, found: Any, queries: Any) -> Any:
-            return ops.logical_and(level < len(attack.levels()), ops.logical_not(ops.all(found)))
+            return ops.logical_and(level < len(levels), ops.logical_not(ops.all(found)))
 
         def try_level(level: Any, adversarial: Any, found: Any, queries: Any) -> Any:
-            candidates = compiled.move(images, direction, levels[level], attack.norm)
+            candidates = compiled.move(images, direction, sizes[level], norm)
             hits = reached(compiled.logits_of(model, candidates), goals)
             new = ops.logical_and(hits, ops.logical_not(found))
             adversarial = ops.where(new[:, None, None, None], candidates, adversarial)
@@ -189,4 +198,4 @@ def _compiled_fgm(attack: FastGradientMethod, model: Any, class_count: int) -> A
         _, adversarial, found, queries = ops.while_loop(unfinished, try_level, start)
         return {"images": adversarial, "found": found, "queries": queries}
 
-    return fgm
+    return compiled.compile_batches(fgm)
