@@ -4,6 +4,8 @@
 PYTHON ?= python3
 UV_VERSION := 0.13.8
 BIN := .venv/bin
+# Tests run in so many processes; each imports TensorFlow.
+JOBS ?= 2
 # One home for Dagster's state, the asset store and MLflow: this folder, unless you set another.
 export DAGSTER_HOME ?= $(CURDIR)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -34,10 +36,10 @@ mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registere
 		--artifacts-destination $(DAGSTER_HOME)/mlflow/artifacts
 
 test: setup  ## The fast tests, within ten minutes on two cores.
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-all: setup  ## Every test, slow proofs too.
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from resources import home
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console()
+errors = Console(stderr=True)
 
 
 @app.callback()
@@ -28,11 +29,12 @@ def materialize(
 ) -> None:
     """Compute every cell of an experiment that is missing or stale, in this process."""
     import dioptra_assets as da
+    from dioptra_assets.launch import UnknownExperimentError
 
     try:
         launched = da.materialize(experiment, log=console.print)
-    except LookupError as error:
-        console.print(f"[red]{error}[/red]")
+    except UnknownExperimentError as error:
+        _complain(error)
         raise typer.Exit(2) from error
     console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
     for what, cells in (
@@ -40,7 +42,7 @@ def materialize(
         ("not tried, since what it is made from failed", launched.skipped),
     ):
         for cell in cells:
-            console.print(f"[red]{cell} {what}[/red]")
+            _complain(f"{cell} {what}")
     if launched.failed:
         raise typer.Exit(1)
 
@@ -102,5 +104,10 @@ def main() -> None:
     try:
         app()
     except (MissingCellError, DamagedCellError, StoreError) as error:
-        console.print(f"[red]{error}[/red]")
+        _complain(error)
         sys.exit(1)
+
+
+def _complain(what: object) -> None:
+    # As it is: a line that was folded, or lost what stands in brackets, holds no command to copy.
+    errors.print(str(what), style="red", soft_wrap=True, markup=False, highlight=False)

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missi
 
 if TYPE_CHECKING:
     from dioptra_assets.launch import Launched
+
+CELL_COLUMNS = ["asset", "kind", "data_version", "created", "bytes", "run_id"]
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,22 @@ def load(asset: str, **partition: str) -> Any:
         An image set, a Keras model, a table (`pandas.DataFrame`), a config (typed) or a report.
 
     Raises:
-        MissingCellError: when it has not been materialized; says which command makes it.
+        MissingCellError: when it has not been materialized; says which command makes it, or what it is not called.
         DamagedCellError: when what is stored is not what was written.
+        LookupError: when several cells, which are no tables, are asked for.
     """
     store = CellStore(home.store_url())
-    stored = store.find(Cell(asset, partition), check=True)
-    if stored:
+    wanted = Cell(asset, partition)
+    stored = store.find(wanted, check=True)
+    # A path names no dimensions, so a wrong one can lead to a cell.
+    if stored and (stored.manifest.asset, stored.manifest.partition) == (asset, partition):
         return _value(stored)
-    matching = [
-        cell for cell in _cells(store, asset) if cell.asset == asset and partition.items() <= cell.partition.items()
-    ]
+    present = _cells(store, asset)
+    matching = [cell for cell in present if cell.asset == asset and partition.items() <= cell.partition.items()]
     if not matching:
-        present = [cell.path for cell in _cells(store, asset)]
-        beside = f"; materialized are {', '.join(present[:5])}{' ...' if len(present) > 5 else ''}" if present else ""
-        raise MissingCellError(f"{missing_message(Cell(asset, partition))}{beside}")
+        paths = [cell.path for cell in present]
+        beside = f"; materialized are {', '.join(paths[:5])}{' ...' if len(paths) > 5 else ''}" if paths else ""
+        raise MissingCellError(f"{_why_missing(wanted)}{beside}")
     opened = [store.open(cell) for cell in matching]
     if any(one.manifest.kind != tables.KIND for one in opened):
         dimensions = ", ".join(f"{name}=" for name in sorted(set(matching[0].partition) - set(partition)))
@@ -96,7 +101,7 @@ def cells(asset: str) -> pd.DataFrame:
         size = sum(record.size for record in manifest.files.values())
         facts = {"kind": manifest.kind, "data_version": manifest.data_version, "created": manifest.created}
         rows.append({"asset": cell.asset, **cell.partition, **facts, "bytes": size, "run_id": manifest.run_id})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else CELL_COLUMNS)
 
 
 def catalog() -> pd.DataFrame:
@@ -126,7 +131,7 @@ def materialize(experiment: str, log: Callable[[str], None] = print) -> "Launche
         Which cells were computed, failed or skipped, and how many were up to date.
 
     Raises:
-        LookupError: when there is no such experiment.
+        UnknownExperimentError: when there is no such experiment.
         ExperimentError: when an experiment file is wrong.
     """
     import dagster as dg
@@ -134,6 +139,7 @@ def materialize(experiment: str, log: Callable[[str], None] = print) -> "Launche
     from dioptra_assets.definitions import defs
     from dioptra_assets.launch import materialize_experiment
 
+    home.home().mkdir(parents=True, exist_ok=True)
     os.environ["DAGSTER_HOME"] = str(home.home())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
@@ -149,6 +155,44 @@ def tracking_uri() -> str:
 
 def _cells(store: CellStore, prefix: str) -> list[Cell]:
     return store.cells(prefix.strip("/"))
+
+
+def _why_missing(cell: Cell) -> str:
+    """What stands in the way of loading a cell: it is not computed yet, or no experiment has it under that name."""
+    try:
+        dimensions = _dimensions()
+    except Exception:  # noqa: BLE001 - a wrong experiment file must not hide that a cell is missing
+        return missing_message(cell)
+    if cell.asset not in dimensions:
+        near = get_close_matches(cell.asset, dimensions, n=3) or sorted(dimensions)
+        return f"no experiment has an asset {cell.asset!r}, there are {', '.join(near)}"
+    allowed = dimensions[cell.asset]
+    for dimension, key in cell.partition.items():
+        if dimension not in allowed:
+            return f"{cell.asset} has no dimension {dimension!r}, it has {', '.join(allowed) or 'none'}"
+        if key not in allowed[dimension]:
+            return f"{cell.asset} has no {dimension} {key!r}, there are {', '.join(allowed[dimension])}"
+    if set(cell.partition) == set(allowed):
+        return missing_message(cell)
+    experiment = cell.asset.partition("/")[0]
+    return f"no cell of {cell} has been materialized: `dioptra-assets materialize {experiment}` makes them"
+
+
+def _dimensions() -> dict[str, dict[str, list[str]]]:
+    """Asset -> dimension -> keys of every asset of every experiment, as their files declare them."""
+    from dioptra_assets.assets.cells import DIMENSIONS
+    from dioptra_assets.definitions import defs
+    from partitions.keys import partition_of
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = defs().resolve_asset_graph()
+    found: dict[str, dict[str, list[str]]] = {}
+    for asset in graph.get_all_asset_keys():
+        names, definition = tuple(graph.get(asset).metadata[DIMENSIONS]), graph.get(asset).partitions_def
+        cells = [partition_of(names, key) for key in definition.get_partition_keys()] if definition else []
+        found[asset.to_user_string()] = {name: list(dict.fromkeys(cell[name] for cell in cells)) for name in names}
+    return found
 
 
 def _value(stored: StoredCell) -> Any:

@@ -21,6 +21,10 @@ from resources.cells import Cell, CellStore
 QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 
+class UnknownExperimentError(LookupError):
+    """There is no experiment of that name."""
+
+
 @dataclass
 class Launched:
     """What :func:`materialize_experiment` did.
@@ -72,13 +76,13 @@ def materialize_experiment(
         log: gets a line for each asset.
 
     Raises:
-        LookupError: when there is no such experiment.
+        UnknownExperimentError: when there is no such experiment.
     """
     graph = defs.resolve_asset_graph()
     keys = [key for level in graph.toposorted_asset_keys_by_level for key in level if key.path[0] == experiment]
     if not keys:
         known = sorted({key.path[0] for key in graph.get_all_asset_keys()})
-        raise LookupError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
+        raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
     job = defs.resolve_implicit_global_asset_job_def()
     launched = Launched()
     for key in keys:
@@ -86,10 +90,10 @@ def materialize_experiment(
         cells = _cells(key, definition, graph.get(key).metadata[DIMENSIONS])
         todo = _to_compute(graph, key, cells, instance, store)
         launched.fresh += len(cells) - len(todo)
+        upstream = {ancestor.to_user_string() for ancestor in graph.get_ancestor_asset_keys(key)}
+        in_the_way = [cell for cell in launched.failed if cell.asset in upstream]
         blocked = {
-            partition: cell
-            for partition, cell in todo.items()
-            if any(_depends(cell, failed) for failed in launched.failed)
+            partition: cell for partition, cell in todo.items() if any(_depends(cell, other) for other in in_the_way)
         }
         launched.skipped += blocked.values()
         todo = {partition: cell for partition, cell in todo.items() if partition not in blocked}
@@ -126,8 +130,11 @@ def _to_compute(
 
 
 def _depends(cell: Cell, other: Cell) -> bool:
-    """Whether a failed cell stands in the way: the same partition, or the same where both have a dimension."""
-    return bool(other.partition) and other.partition.items() <= cell.partition.items()
+    """Whether a cell is made from a failed one further up: that has no partition, or the cell's in each dimension.
+
+    What goes over all partitions of the failed cell's asset is made from the others, and says which were missing.
+    """
+    return other.partition.items() <= cell.partition.items()
 
 
 def _runs(

@@ -106,21 +106,19 @@ def _sentence(mistake: Any, where: str, within: str, model: type[BaseModel]) -> 
         return f"{where}, {section} entry {value}: the name is not text, write it in quotes"
     match mistake["type"]:
         case "extra_forbidden":
-            return f"{where}{field}: there is no such field, allowed are {', '.join(model.model_fields)}"
+            fault = f"there is no such field, allowed are {', '.join(model.model_fields)}"
         case "missing":
-            return f"{where}{field}: a value is required"
+            fault = "a value is required"
         case "value_error":
-            return f"{where}{field}: {mistake['ctx']['error']}"
+            fault = str(mistake["ctx"]["error"])
         case "too_short":
-            return f"{where}{field}: {value} is not allowed, at least {mistake['ctx']['min_length']} must be given"
-        case "dict_type" | "model_type":
-            return f"{where}{field}: {value} is not allowed, write parameters as `name: value`"
-    allowed = (
-        re.sub(r"^\w+ should (be )?", "it must \\1", mistake["msg"])
-        .partition(", unable to")[0]
-        .replace("tuple", "list")
-    )
-    return f"{where}{field}: {value} is not allowed, {allowed}"
+            fault = f"{value} is not allowed, at least {mistake['ctx']['min_length']} must be given"
+        case "dict_type":
+            fault = f"{value} is not allowed, write parameters as `name: value`"
+        case _:
+            allowed = re.sub(r"^\w+ should (be )?", "it must \\1", mistake["msg"]).partition(", unable to")[0]
+            fault = f"{value} is not allowed, {allowed.replace('tuple', 'list')}"
+    return f"{where}{field}: {fault}"
 
 
 def config_hash(document: Mapping[str, Any]) -> str:

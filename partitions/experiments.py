@@ -15,7 +15,6 @@ from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.architectures import training_recipes
 from partitions.attacks import attack_configs
 from partitions.configs import ExperimentError, one_of, validate
-from partitions.keys import KEY_RULE, is_key
 
 SOURCES: dict[str, type[DataSource]] = {
     source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])
@@ -84,8 +83,9 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         ExperimentError: a sentence for each mistake, with experiment, entry, field, value and what is allowed.
     """
     where = f"experiment {name!r}"
-    if not is_key(name):
-        raise ExperimentError(f"{where}: the name of its folder is not allowed, it takes {KEY_RULE}")
+    # A Dagster group takes no other characters.
+    if not re.fullmatch("[A-Za-z0-9_]{1,100}", name):
+        raise ExperimentError(f"{where}: the name of its folder is not allowed, it takes 1 to 100 of A-Z a-z 0-9 _")
     file = validate(ExperimentFile, attributes, where)
     source = _data_source(file.data, where)
     attacks = attack_configs(name, file.attacks)

@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore, ObjectStore
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_index
-from resources.cells import Cell, CellStore, DamagedCellError, StoredCell
+from resources.cells import Cell, CellStore, DamagedCellError, StoredCell, StoreError
 from resources.tables import from_parquet, packed
 
 KIND = "image_set"
@@ -58,8 +58,10 @@ def write_image_set(
 
     Raises:
         NonFiniteError: when a pixel is NaN or infinite, naming its image.
-        ValueError: when a pixel lies outside [0, 1], or batches and `n` do not agree.
+        ValueError: when a pixel lies outside [0, 1], there is no image, or batches, index, shape and `n` do not agree.
     """
+    if n < 1:
+        raise ValueError(f"{cell}: no images to store, there must be one at least")
     digest = hashlib.sha256(json.dumps([n, image_shape, class_names]).encode())
     index_parts: list[pd.DataFrame] = []
     with store.write(cell, KIND, run_id) as writer:
@@ -87,7 +89,10 @@ def read_image_set(stored: StoredCell) -> ImageSet:
 
 
 class StoredPixels:
-    """Pixels that are read from the store range by range, each chunk verified by its checksum."""
+    """Pixels that are read from the store range by range, each chunk verified by its checksum.
+
+    Reading raises DamagedCellError, naming the file, or StoreError where the store cannot be reached.
+    """
 
     def __init__(self, stored: StoredCell):
         self._stored = stored
@@ -105,18 +110,22 @@ class StoredPixels:
         try:
             images = np.asarray(self._array[rows])
         except Exception as error:
-            raise DamagedCellError(self._damage(rows, f"cannot be decoded ({error})")) from error
+            raise self._failure(rows, str(error)) from error
         # A shard that disappears after the set was opened reads as the fill value, which no stored pixel has.
         if np.isnan(images).any():
-            raise DamagedCellError(self._damage(rows, "is missing"))
+            raise self._failure(rows, "a shard was not there")
         return images
 
-    def _damage(self, rows: slice, what: str) -> str:
+    def _failure(self, rows: slice, what: str) -> Exception:
+        """What went wrong with a range: the first shard of it that is damaged, or else the store."""
         start, stop, _ = rows.indices(self.shape[0])
         per_shard = (self._array.shards or self._array.chunks)[0]
-        shards = range(start // per_shard, (max(stop, start + 1) - 1) // per_shard + 1)
-        names = ", ".join(f"{self._stored.prefix}/{PIXELS}/c/{shard}/0/0/0" for shard in shards)
-        return f"{self._stored.cell} is damaged: {names} {what}; materialize the cell again, or restore the file"
+        for shard in range(start // per_shard, -(-stop // per_shard)):
+            try:
+                self._stored.read(f"{PIXELS}/c/{shard}/0/0/0")
+            except DamagedCellError as error:
+                return error
+        return StoreError(f"cannot read images {start} to {stop} of {self._stored.prefix}: {what}")
 
 
 class _ShardWriter:

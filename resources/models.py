@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
 from resources.cells import Cell, CellStore, StoredCell
 from resources.tables import from_parquet, to_parquet
@@ -32,7 +34,14 @@ def write_model(
     run_id: str = "",
     guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
-    """Store a model; its data version is the hash of its architecture and weights."""
+    """Store a model; its data version is the hash of its architecture and weights.
+
+    Raises:
+        NonFiniteError: when a weight is NaN or infinite.
+    """
+    broken = [weight.path for weight in model.weights if not np.isfinite(np.asarray(weight)).all()]
+    if broken:
+        raise NonFiniteError(f"{cell}: the model has non-finite weights in {', '.join(broken[:5])}")
     with store.write(cell, KIND, run_id) as writer, tempfile.TemporaryDirectory() as folder:
         path = Path(folder, MODEL)
         save_model(model, path)

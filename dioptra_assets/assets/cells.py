@@ -40,11 +40,13 @@ class CellResult:
         stored: the version that is served now.
         metadata: what the UI shows of it.
         metrics: numbers, shown in the UI and logged to MLflow.
+        step: the step they are logged at: the last epoch, where earlier ones have been logged.
     """
 
     stored: StoredCell
     metadata: Metadata = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def cell_asset(
 
     @dg.multi_asset(
         specs=[asset_spec],
-        name=f"{spec.name}__{name}".replace("-", "_").replace(".", "_").replace("@", "_").replace("=", "_"),
+        name=f"{spec.name}__{name}",
         pool=pool,
         backfill_policy=dg.BackfillPolicy.single_run() if dimensions else None,
     )
@@ -201,7 +203,7 @@ def cell_asset(
                     guard = functools.partial(_refuse_ended_run, context)
                     result = compute(CellContext(spec, cell, cells, run, context.run_id, guard, context.log.info))
                     if run and result.metrics:
-                        run.log_metrics(result.metrics)
+                        run.log_metrics(result.metrics, result.step)
             except TrackingUnavailable as error:
                 if result is None:
                     raise

@@ -86,13 +86,14 @@ def _train(cell: CellContext) -> CellResult:
         metadata["loss curves"] = picture(loss_curves(trained.history), f"loss and accuracy of {architecture} by epoch")
     with cell.mlflow_run() as run:
         if run:
-            run.log_history(trained.history)
+            # The last epoch is logged with the metrics of the cell.
+            run.log_history(trained.history.iloc[:-1])
             run.log_tags({"device": device, "seed": str(trained.seed)})
             if recipe.register_model:
                 name = registered_name(cell.spec.name, recipe.model_tag, architecture)
                 version = _register(run, name, stored.read(MODEL), cell)
                 metadata["registered model"] = f"{name} version {version}"
-    return CellResult(stored, metadata, metrics)
+    return CellResult(stored, metadata, metrics, step=len(trained.history))
 
 
 def _register(run: CellRun, name: str, content: bytes, cell: CellContext) -> str:

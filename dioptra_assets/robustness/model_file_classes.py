@@ -112,6 +112,6 @@ LEGACY_LOOKUPS = _names(
 )
 DTYPES = _names(
     """
-    bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64
+    bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 mixed_float16 mixed_bfloat16
     """
 )

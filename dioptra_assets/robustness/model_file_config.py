@@ -44,6 +44,13 @@ def check_config(path: Path, config: dict[str, Any], stored: int, *, legacy: boo
             # A layer called on plain numbers would compute while the file is being read.
             if not (_has_keras_tensor(call) or (isinstance(call, list) and call and isinstance(call[0], list))):
                 raise UnsafeModelError(f"{path}: a layer at {where} is called on constants alone. {RESAVE}")
+        # LoRA and quantization compute with weights while they are being read.
+        if node.get("lora_rank") or node.get("quantization_config"):
+            raise UnsafeModelError(f"{path}: the layer at {where} is quantized or has a lora_rank. {RESAVE} in floats")
+        if isinstance(node.get("dtype"), str) and node["dtype"] not in known.DTYPES:
+            raise UnsafeModelError(
+                f"{path}: {where}.dtype = {node['dtype']!r} is not a plain dtype. {RESAVE} in floats"
+            )
         for key in ("units", "filters", "input_dim", "output_dim"):
             if isinstance(node.get(key), int | float) and node[key] > stored:
                 raise UnsafeModelError(
@@ -79,6 +86,8 @@ def _check_object(path: Path, where: str, node: dict[str, Any], legacy: bool) ->
     if not allowed or node.get("registered_name") not in (None, name):
         full_name = f"{module}.{name}" if module else f"{name}"
         raise UnsafeModelError(f"{path}: {label} is {full_name!r}, which is not among the allowed classes. {advice}")
+    if name == "DTypePolicy" and (not isinstance(inner, dict) or inner.get("name") not in known.DTYPES):
+        raise UnsafeModelError(f"{path}: {label} is not the policy of a plain dtype. {RESAVE} in floats")
     if name == "Normalization":
         _check_normalization(path, label, node)
 

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from resources import home
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DAGSTER_HOME", "DIOPTRA_ASSETS_STORE", "DIOPTRA_ASSETS_MLFLOW_UI", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_settings_everything_is_in_the_checkout():
+    root = Path(__file__).parents[2]
+    assert home.home() == root
+    assert home.store_url() == str(root / "store")
+    assert home.tracking_uri() == f"sqlite:///{root}/mlflow/mlflow.db"
+    assert home.artifact_location() == f"{root}/mlflow/artifacts"
+
+
+def test_without_a_checkout_everything_is_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(home, "project_root", lambda: None)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home.home().is_relative_to(tmp_path)
+    assert home.home().name == "dioptra-assets"
+
+
+def test_dagster_home_moves_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "my home ü"))
+    assert home.store_url() == str(tmp_path / "my home ü" / "store")
+    assert home.tracking_uri() == f"sqlite:///{tmp_path}/my home ü/mlflow/mlflow.db"
+
+
+def test_a_relative_or_tilde_folder_becomes_absolute_so_that_every_process_means_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "jane"))
+    monkeypatch.setenv("DAGSTER_HOME", "here")
+    monkeypatch.setenv("DIOPTRA_ASSETS_STORE", "~/sets")
+    assert home.home() == tmp_path / "here"
+    assert home.store_url() == str(tmp_path / "jane" / "sets")
+
+
+def test_the_store_may_be_on_s3(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIOPTRA_ASSETS_STORE", "s3://bucket/some/prefix/")
+    assert home.store_url() == "s3://bucket/some/prefix"
+
+
+def test_a_tracking_server_keeps_artifacts_where_it_wants(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert home.tracking_uri() == "http://mlflow:5000"
+    assert home.artifact_location() == ""

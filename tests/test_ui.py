@@ -1,0 +1,98 @@
+"""What a person sees in a browser: the graph, a cell with its picture, the report."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+import dioptra_assets as da
+from tests.conftest import SETTINGS, Lab
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+PIPELINE = ["training_set", "model", "adversarial_set", "evasion_examples", "evasion_metrics", "report"]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in the variable CHROMIUM"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(finished: Lab) -> Iterator[str]:
+    """A Dagster web server on the finished experiment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
+    command += ["-m", f"{finished.module}.definitions", "-d", str(finished.folder)]
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    process = subprocess.Popen(command, env=environment | {"DAGSTER_HOME": str(finished.home)})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{url}/server_info", timeout=5)
+                break
+            except (urllib.error.URLError, TimeoutError):
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        page = browser.new_page(viewport={"width": 1760, "height": 900})
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
+        yield page
+        browser.close()
+
+
+def test_the_graph_of_an_experiment_reads_from_left_to_right(server: str, page: Page, finished: Lab) -> None:
+    page.goto(f"{server}/locations/{finished.module}.definitions/asset-groups/tiny/lineage")
+    places = []
+    for name in PIPELINE:
+        node = page.get_by_text(name, exact=True).first
+        expect(node).to_be_visible()
+        box = node.bounding_box()
+        assert box is not None
+        places.append(box["x"])
+    assert places == sorted(places) and len(set(places)) == len(places), dict(zip(PIPELINE, places, strict=True))
+
+
+def test_a_cell_shows_its_pictures_and_numbers(server: str, page: Page) -> None:
+    page.goto(f"{server}/assets/tiny/adversarial_set?view=partitions&partition=le_net%7Cfgm_0.3")
+    expect(page.get_by_text("largest change of a pixel", exact=True).first).to_be_visible()
+    page.get_by_text("[Show Markdown]").first.click()
+    picture = page.locator("img[src^='data:image/png;base64']").first
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 100
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_the_report_fits_its_window_and_loads_nothing(looking: Lab, page: Page, tmp_path: Path, width: int) -> None:
+    path = da.load("tiny/report").save(tmp_path / "report.html")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(path.as_uri())
+    expect(page.get_by_role("heading", level=1)).to_have_text("tiny")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    broken = page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
+    assert broken == 0 and page.evaluate("document.images.length") >= 5
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
