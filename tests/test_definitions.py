@@ -13,15 +13,40 @@ from syrupy.assertion import SnapshotAssertion
 
 from tests.conftest import ROOT, SETTINGS
 
-HEAVY = ["tensorflow", "keras", "art", "mlflow", "dagster_mlflow", "matplotlib", "sklearn", "scipy", "cv2", "ray", "jax"]
+HEAVY = [
+    "tensorflow",
+    "keras",
+    "art",
+    "mlflow",
+    "dagster_mlflow",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "cv2",
+    "ray",
+    "jax",
+]
 LOAD = """
 import json, resource, sys
+
+def seconds():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+import dagster
+dagster_alone = seconds()
 from dioptra_assets.definitions import defs
 assets = defs().resolve_asset_graph().get_all_asset_keys()
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"assets": len(assets), "seconds": used.ru_utime + used.ru_stime, "modules": sorted(sys.modules)}))
+facts = {"assets": len(assets), "seconds": seconds(), "dagster": dagster_alone, "modules": sorted(sys.modules)}
+print(json.dumps(facts))
 """
+# Three seconds of work, where importing Dagster alone is one; a slower or busier machine has more in proportion.
 CPU_SECONDS = 3.0
+
+
+def _in_time(reading: dict[str, float]) -> bool:
+    return reading["seconds"] < CPU_SECONDS * max(1.0, reading["dagster"])
+
 
 # Room -> the rooms that it may import from; everything else is an arrow the wrong way.
 BELOW_ASSETS = {"partitions", "resources", "robustness"}
@@ -51,12 +76,12 @@ def test_the_code_location_loads_in_three_seconds_without_machine_learning_libra
         done = subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         readings.append(json.loads(done.stdout))
-        if readings[-1]["seconds"] < CPU_SECONDS:
+        if _in_time(readings[-1]):
             break
 
     assert readings[-1]["assets"] >= 24
     assert [name for name in HEAVY if name in readings[-1]["modules"]] == []
-    assert readings[-1]["seconds"] < CPU_SECONDS
+    assert _in_time(readings[-1]), {name: readings[-1][name] for name in ("seconds", "dagster")}
 
 
 @pytest.mark.parametrize("experiment", ["digits", "mnist"])
@@ -147,4 +172,6 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: imports are absolute"
             of_package = node.module == "dioptra_assets"
-            yield from ((f"{node.module}.{alias.name}" if of_package else node.module, node.lineno) for alias in node.names)
+            yield from (
+                (f"{node.module}.{alias.name}" if of_package else node.module, node.lineno) for alias in node.names
+            )

@@ -475,6 +475,8 @@ def test_timeouts_are_short_unless_the_environment_says_otherwise(
 
 
 def test_importing_the_resource_does_not_import_mlflow() -> None:
-    code = "import sys, resources.tracking; print([name for name in sys.modules if 'mlflow' in name])"
+    code = (
+        "import sys, resources.tracking; print([name for name in ('mlflow', 'dagster_mlflow') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
