@@ -54,7 +54,7 @@ def demo() -> None:
     materialize("digits")
     transfer("digits")
     report("digits", None)
-    console.print("graph:  `make ui`, then http://127.0.0.1:3000/asset-groups/")
+    console.print("graph:  `make ui`, then http://127.0.0.1:3000/locations/dioptra_assets/asset-groups/digits/lineage")
     console.print('python: import dioptra_assets as da; da.load("digits/evasion_metrics")')
 
 
@@ -99,13 +99,23 @@ def report(
 
 def main() -> None:
     """The entry point: an expected failure is one line, not a traceback."""
+    from partitions.configs import ExperimentError
     from resources.cells import DamagedCellError, MissingCellError, StoreError
 
     try:
         app()
-    except (MissingCellError, DamagedCellError, StoreError) as error:
-        _complain(error)
+    except Exception as error:
+        if not (expected := _cause(error, (MissingCellError, DamagedCellError, StoreError, ExperimentError))):
+            raise
+        _complain(expected)
         sys.exit(1)
+
+
+def _cause(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
+    """The first of some kinds among an error and its causes: Dagster wraps what goes wrong while it loads a file."""
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__
+    return error
 
 
 def _complain(what: object) -> None:

@@ -9,8 +9,6 @@ from resources import home
 from resources.store import StoreResource
 from resources.tracking import Tracking
 
-DEFS = Path(__file__).parent / "defs"
-
 
 def resource_definitions() -> dict[str, dg.ConfigurableResource]:
     """The store and MLflow, where the settings say they are."""
@@ -20,14 +18,22 @@ def resource_definitions() -> dict[str, dg.ConfigurableResource]:
     }
 
 
-@dg.definitions
-def defs() -> dg.Definitions:
-    """All experiments. Steps of a run share one process, so a backfill of many cells imports TensorFlow once."""
-    tree = dg.ComponentTree.for_project(path_within_project=DEFS.parent)
+def code_location(package: Path) -> dg.Definitions:
+    """The experiments below the folder `defs` of a project's package, with what they need to run.
+
+    Steps of a run share one process, so a backfill of many cells imports TensorFlow once.
+    """
+    tree = dg.ComponentTree.for_project(path_within_project=package)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
         # Of the folder alone: `load_from_defs_folder` also imports every component that any installed package
         # registers (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
-        experiments = tree.build_defs(DEFS)
+        experiments = tree.build_defs(package / "defs")
     own = dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor, component_tree=tree)
     return dg.Definitions.merge(experiments, own)
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """All experiments."""
+    return code_location(Path(__file__).parent)

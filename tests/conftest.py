@@ -20,6 +20,7 @@ import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from filelock import FileLock
 
 from dioptra_assets.launch import Launched, materialize_experiment
@@ -104,9 +105,8 @@ class Lab:
 
     def run(self, asset: str, *partitions: str) -> dg.ExecuteInProcessResult:
         """One run of one asset, over a range of partitions where two are given."""
-        tags = {}
-        if len(partitions) == 2:
-            tags = dict(zip(("dagster/asset_partition_range_start", "dagster/asset_partition_range_end"), partitions))
+        names = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+        tags: dict[str, str] = dict(zip(names, partitions, strict=True)) if len(partitions) == 2 else {}
         with self.instance() as instance:
             return (
                 self.defs()
@@ -169,21 +169,17 @@ def skeleton(folder: Path) -> Lab:
     return Lab(folder)
 
 
-# As dioptra_assets/definitions.py has it, with the experiments of the lab.
 CODE_LOCATION = """
 from pathlib import Path
 
 import dagster as dg
 
-from dioptra_assets.definitions import resource_definitions
+from dioptra_assets.definitions import code_location
 
 
 @dg.definitions
 def defs():
-    experiments = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
-    return dg.Definitions.merge(
-        experiments, dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor)
-    )
+    return code_location(Path(__file__).parent)
 """
 PROJECT = """
 [tool.dg]
@@ -198,6 +194,12 @@ registry_modules = ["dioptra_assets.experiment"]
 [tool.dg.cli]
 suppress_warnings = ["project_and_activated_venv_mismatch"]
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """While one process makes the experiment that files share, others have files that do without."""
+    sharing = [item.path for item in items if "finished" in getattr(item, "fixturenames", ())]
+    items.sort(key=lambda item: item.path in sharing and item.path != sharing[0])
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:

@@ -58,7 +58,7 @@ ARROWS = {
     "experiment": {"assets", *BELOW_ASSETS},
     "definitions": {"experiment", "resources"},
     "launch": {"assets", *BELOW_ASSETS},
-    "client": {"definitions", "launch", *BELOW_ASSETS},
+    "client": {"assets", "definitions", "launch", *BELOW_ASSETS},
     "cli": {"package", "client", "definitions", "launch", *BELOW_ASSETS},
     "package": {"client"},
 }

@@ -243,7 +243,7 @@ def check_index(index: pd.DataFrame, class_names: Sequence[str], name: str) -> N
     ids = index["image_id"]
     text = ids.map(lambda image_id: isinstance(image_id, str)).to_numpy(bool)
     if not text.all():
-        raise ValueError(f"{name}: image id {ids[~text].iloc[0]!r} is not text")
+        raise ValueError(f"{name}: image id {ids[~text].tolist()[0]!r} is not text")
     if ids.duplicated().any():
         raise ValueError(f"{name}: image id {ids[ids.duplicated()].iloc[0]!r} stands twice in the index")
     if not pd.api.types.is_integer_dtype(index["label"]) or index["label"].isna().any():

@@ -109,9 +109,7 @@ def test_a_cell_that_fails_leaves_the_others_of_its_run_and_is_named(lab: Lab) -
     recorded = [cell_path(entry) for entry in lab.events("adversarial_set") if entry.run_id == result.run_id]
     assert recorded == ["tiny/adversarial_set/shallow_net/extra"]
     (failure,) = failures(result)
-    assert failure.user_failure_data.description == (
-        "1 of 2 cells of tiny/adversarial_set failed, the others are kept"
-    )
+    assert failure.user_failure_data.description == ("1 of 2 cells of tiny/adversarial_set failed, the others are kept")
     reason = failure.user_failure_data.metadata["tiny/adversarial_set/le_net/extra"].value
     assert "DamagedCellError" in reason and "tiny/model/le_net is damaged" in reason
 
@@ -139,12 +137,12 @@ def test_a_model_that_gives_nan_fails_its_cells_and_has_no_accuracy(lab: Lab) ->
 
 
 def poison(lab: Lab, architecture: str) -> None:
-    """Replace a model by one that gives NaN."""
+    """Replace a model by one that gives NaN: its weights are finite, their sums are not."""
     stored = lab.find("model", architecture=architecture)
     model = read_model(stored)
     good = model.get_weights()
     try:
-        model.set_weights([np.full_like(weights, np.nan) for weights in good])
+        model.set_weights([np.resize(np.array([3e38, -3e38], np.float32), weights.shape) for weights in good])
         cell = Cell("tiny/model", {"architecture": architecture})
         write_model(lab.store, cell, model, read_history(stored), attributes=stored.manifest.attributes)
     finally:

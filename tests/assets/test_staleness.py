@@ -8,7 +8,6 @@ from tests.assets.test_cells import assets, causes, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, EXPERIMENT, Lab
 
 
-
 def edited(section: str, entry: str, **parameters: Any) -> dict[str, Any]:
     return {**EXPERIMENT, section: {**EXPERIMENT[section], entry: {**EXPERIMENT[section][entry], **parameters}}}
 
@@ -51,35 +50,30 @@ def test_editing_one_eps_makes_exactly_the_cells_of_that_attack_stale(lab: Lab) 
 
 
 @pytest.mark.parametrize(
-    ("section", "entry", "parameters", "asset", "partition", "sentence"),
+    ("edit", "cell", "sentence"),
     [
         (
-            "attacks",
-            "weak",
-            {"eps": 0.07},
-            "adversarial_set",
-            "le_net|weak",
+            edited("attacks", "weak", eps=0.07),
+            ("adversarial_set", "le_net|weak"),
             "tiny/attack_config weak was edited since it was materialized (eps 0.05 -> 0.07): materialize it first,"
             " `dg launch --assets 'tiny/attack_config' --partition 'weak'`",
         ),
         (
-            "architectures",
-            "le_net",
-            {"epochs": 2},
-            "model",
-            "le_net",
+            edited("architectures", "le_net", epochs=2),
+            ("model", "le_net"),
             "tiny/architecture_config le_net was edited since it was materialized (epochs 1.0 -> 2.0): materialize it"
             " first, `dg launch --assets 'tiny/architecture_config' --partition 'le_net'`",
         ),
     ],
+    ids=["attack", "architecture"],
 )
 def test_a_cell_is_refused_while_its_config_was_edited_and_not_materialized(
-    lab: Lab, section: str, entry: str, parameters: dict[str, Any], asset: str, partition: str, sentence: str
+    lab: Lab, edit: dict[str, Any], cell: tuple[str, str], sentence: str
 ) -> None:
-    lab.write(edited(section, entry, **parameters))
+    lab.write(edit)
     before = lab.bytes()
 
-    result = lab.run(asset, partition)
+    result = lab.run(*cell)
 
     assert not result.success
     (failure,) = failures(result)

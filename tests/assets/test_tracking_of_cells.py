@@ -65,7 +65,9 @@ def test_a_run_has_the_metrics_params_and_tags_of_its_cell(looking: Lab, client:
         "architecture": "le_net",
         "attack": "fgm_0.3",
         "dagster_run_id": looking.events("adversarial_set")[0].run_id,
-        "seed": str(looking.find("adversarial_set", architecture="le_net", attack="fgm_0.3").manifest.attributes["seed"]),
+        "seed": str(
+            looking.find("adversarial_set", architecture="le_net", attack="fgm_0.3").manifest.attributes["seed"]
+        ),
     }
     assert tags.items() >= expected.items()
     assert tags["device"]
@@ -80,7 +82,10 @@ def test_training_has_a_point_for_each_epoch(looking: Lab, client: Any) -> None:
 
 
 def test_models_are_registered_under_experiment_tag_and_architecture(looking: Lab, client: Any) -> None:
-    assert sorted(model.name for model in client.search_registered_models()) == ["tiny_shallow_net", "tiny_small_le_net"]
+    assert sorted(model.name for model in client.search_registered_models()) == [
+        "tiny_shallow_net",
+        "tiny_small_le_net",
+    ]
     version = client.get_model_version("tiny_small_le_net", "1")
     assert version.run_id == run_ids(looking, "model")["tiny/model/le_net"]
     assert version.tags["asset"] == "tiny/model"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -128,7 +129,9 @@ def test_what_a_killed_writer_left_is_tidied_away(store: CellStore):
     assert {path.split("/")[0] for path in store.sizes(f"{CELL.path}/versions")} == {first.version, second.version}
 
 
-def test_tables_and_image_sets_are_the_same_everywhere(store: CellStore, monkeypatch: pytest.MonkeyPatch):
+def test_tables_and_image_sets_are_the_same_everywhere(
+    store: CellStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(image_store, "CHUNK_BYTES", 4 * 60)
     monkeypatch.setattr(image_store, "SHARD_BYTES", 8 * 60)
     table = pd.DataFrame({"n": pd.array([1, None], dtype="Int64"), "rate": np.array([0.25, 1 / 3], np.float32)})
@@ -144,7 +147,10 @@ def test_tables_and_image_sets_are_the_same_everywhere(store: CellStore, monkeyp
     assert np.array_equal(read.pixels[slice(7, 10)], source.to_numpy()[0][7:10])
     pd.testing.assert_frame_equal(read.index, source.index)
     # The same content has the same version wherever it is kept.
-    assert stored.manifest.data_version == "DATA_VERSION"
+    beside = write_image_set(
+        CellStore(str(tmp_path / "beside")), SET, read.batches(21), n=21, image_shape=(5, 3, 1), class_names=("a", "ü")
+    )
+    assert beside.manifest.data_version == stored.manifest.data_version
     delete(store, f"{stored.prefix}/pixels/c/1/0/0/0")
     assert np.array_equal(read.pixels[slice(0, 8)], source.to_numpy()[0][:8])
     with pytest.raises(DamagedCellError, match=f"{stored.prefix}/pixels/c/1/0/0/0 was altered or lost"):
@@ -184,6 +190,18 @@ def test_a_server_without_tls_is_spoken_to_only_where_its_address_says_http(sett
         CellStore("s3://settings").put("a", b"1")
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "allowed"), [("http://127.0.0.1:9000", True), ("https://127.0.0.1:9000", False), ("", False)]
+)
+def test_no_request_goes_out_without_tls_unless_asked_for(settings: pytest.MonkeyPatch, endpoint: str, allowed: bool):
+    opened: list[dict[str, Any]] = []
+    settings.setenv("AWS_ENDPOINT_URL", endpoint)
+    settings.setattr(cells, "from_url", lambda url, **options: opened.append({"url": url, **options}))
+    CellStore("s3://bucket/prefix").open_prefix("digits")
+    assert opened[0]["url"] == "s3://bucket/prefix/digits"
+    assert opened[0]["client_options"]["allow_http"] is allowed
+
+
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "s3.example.org", "ftp://127.0.0.1"])
 def test_an_address_without_its_scheme_is_refused_by_name(settings: pytest.MonkeyPatch, endpoint: str):
     settings.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -209,7 +227,7 @@ def dead_server(request: pytest.FixtureRequest, settings: pytest.MonkeyPatch) ->
         if request.param == "hangs":
             listening.listen()
         settings.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
-        settings.setattr(cells, "REMOTE_TIMEOUT", timedelta(seconds=1))
+        settings.setattr(cells, "REMOTE_TIMEOUT", timedelta(seconds=2))
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
@@ -225,7 +243,7 @@ def test_a_server_that_refuses_or_hangs_is_a_failure_within_the_timeout(dead_ser
         started = time.monotonic()
         with pytest.raises(StoreError) as caught:
             attempt()
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 3.9
         message = str(caught.value)
         assert "in s3://bucket/prefix: " in message
         assert dead_server in message

@@ -1,0 +1,119 @@
+"""The command line: results on stdout, an expected failure as one line on stderr, and an exit code."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import dioptra_assets as da
+from dioptra_assets import cli, client, definitions
+from dioptra_assets.launch import Launched
+from resources.cells import Cell
+from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, Lab
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which a long line would be folded."""
+    monkeypatch.setattr(cli.console, "width", 80)
+    monkeypatch.setattr(cli.errors, "width", 40)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call `dioptra-assets` with arguments: exit code, lines on stdout, lines on stderr."""
+
+    def run(*arguments: str) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["dioptra-assets", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out.splitlines(), printed.err.splitlines()
+
+    return run
+
+
+def test_materialize_computes_a_cell_that_was_lost_and_says_what_was_up_to_date(
+    lab: Lab, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definitions, "defs", lab.defs)
+    (lab.home / "store/tiny/evasion_metrics/le_net/weak/CURRENT").unlink()
+    code, out, _ = call("materialize", "tiny")
+    assert code == 0
+    assert out == ["tiny/evasion_metrics: 1 of 6 cells", f"1 cells computed, {CELLS - 1} were up to date"]
+
+
+def test_materialize_of_an_unknown_experiment_is_one_line(looking: Lab, call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(definitions, "defs", looking.defs)
+    assert call("materialize", "tyni") == (2, [], ["there is no experiment 'tyni', there are tiny"])
+
+
+def test_materialize_names_each_cell_that_failed_and_each_that_was_not_tried(
+    looking: Lab, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell("tiny/model", {"architecture": name}) for name in ("le_net", "shallow_net")]
+    monkeypatch.setattr(client, "materialize", lambda *_, **__: Launched([], [cells[0]], [cells[1]], 3))
+    code, out, err = call("materialize", "tiny")
+    assert code == 1
+    assert out == ["0 cells computed, 3 were up to date"]
+    assert err == [
+        "tiny/model/le_net failed",
+        "tiny/model/shallow_net not tried, since what it is made from failed",
+    ]
+
+
+def test_a_wrong_experiment_file_is_its_sentence(blank: Lab, call, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1}}})
+    monkeypatch.setattr(definitions, "defs", blank.defs)
+    sentence = "experiment 'tiny', attacks entry 'fgm', field 'eps': -1 is not allowed, it must be greater than 0"
+    assert call("materialize", "tiny") == (1, [], [sentence])
+
+
+def test_transfer_prints_every_model_on_the_images_made_on_every_model(looking: Lab, call) -> None:
+    code, out, err = call("transfer", "tiny")
+    assert (code, err) == (0, [])
+    text = "\n".join(out)
+    assert "robust accuracy in %, [95 % interval]" in text
+    rows = [line for line in out if any(f" {attack} " in line for attack in ATTACKS)]
+    assert len(rows) == len(ARCHITECTURES) * len(ATTACKS)
+    matrix = da.load("tiny/transfer_matrix")
+    value = matrix.query("attack == 'fgm_0.3' and source == 'le_net' and target == 'le_net'")["robust_accuracy"].item()
+    (row,) = (line for line in rows if "fgm_0.3" in line and line.split("│")[2].strip() == "le_net")
+    assert f"{100 * value:.1f} " in row
+
+
+@pytest.mark.parametrize(("command", "asset"), [("transfer", "transfer_matrix"), ("report", "report")])
+def test_what_has_not_been_materialized_is_one_line_with_the_command(
+    blank: Lab, call, monkeypatch: pytest.MonkeyPatch, command: str, asset: str
+) -> None:
+    monkeypatch.setattr(definitions, "defs", blank.defs)
+    code, out, err = call(command, "tiny")
+    assert (code, out) == (1, [])
+    assert err == [f"tiny/{asset} has not been materialized: `dg launch --assets 'tiny/{asset}'` makes it"]
+    assert call(command, "tyni")[0] == 1
+
+
+def test_report_writes_the_page_and_says_where(lab: Lab, call, tmp_path: Path) -> None:
+    target = lab.home / "reports" / "tiny.html"
+    assert call("report", "tiny") == (0, [f"report: {target}"], [])
+    assert target.read_text() == da.load("tiny/report").html
+    elsewhere = tmp_path / "deep" / "page.html"
+    assert call("report", "tiny", "--output", str(elsewhere)) == (0, [f"report: {elsewhere}"], [])
+    assert elsewhere.exists()
+
+
+def test_a_store_that_cannot_be_opened_is_one_line_naming_the_setting(
+    blank: Lab, call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DIOPTRA_ASSETS_STORE", str(tmp_path / "file" / "store"))
+    code, out, err = call("report", "tiny")
+    assert (code, out, len(err)) == (1, [], 1)
+    assert "DIOPTRA_ASSETS_STORE" in err[0]
+
+
+def test_without_arguments_the_commands_are_shown(call) -> None:
+    _, out, err = call()
+    text = "\n".join(out + err)
+    for command in ("demo", "materialize", "transfer", "report"):
+        assert command in text

@@ -1,0 +1,164 @@
+"""A wrong experiment file is refused as a whole when the code location loads, in a sentence that says what to write."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._utils.error import serializable_error_info_from_exc_info
+
+from partitions.configs import ExperimentError
+from tests.conftest import EXPERIMENT, Lab, skeleton
+
+ATTACK = "experiment 'tiny', attacks entry 'fgm', field"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Lab:
+    return skeleton(tmp_path / "project")
+
+
+def refusal(project: Lab) -> tuple[str, str]:
+    """What is wrong with a project's experiments, and how the UI shows the location that did not load."""
+    with pytest.raises(Exception) as raised:
+        project.defs()
+    shown = serializable_error_info_from_exc_info((raised.type, raised.value, raised.tb)).to_string()
+    error: BaseException | None = raised.value
+    while error and not isinstance(error, ExperimentError):
+        error = error.__cause__
+    assert error is not None, shown
+    return str(error), shown
+
+
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown field": (
+        {"atacks": {}},
+        ["experiment 'tiny', field 'atacks': there is no such field, allowed are", "attacks", "architectures"],
+    ),
+    "unknown field of an attack": (
+        {"attacks": {"fgm": {"epsilon": 0.1, "eps": 0.1}}},
+        [ATTACK, "'epsilon'", "eps_step"],
+    ),
+    "eps below zero": ({"attacks": {"fgm": {"eps": -1}}}, [f"{ATTACK} 'eps'", "-1", "greater than 0"]),
+    "one wrong eps of a sweep": ({"attacks": {"fgm": {"eps": [0.1, -1]}}}, [f"{ATTACK} 'eps'", "-1", "greater than 0"]),
+    "norm 3": ({"attacks": {"fgm": {"eps": 0.1, "norm": 3}}}, [f"{ATTACK} 'norm'", "3", "inf, 1 and 2"]),
+    "unknown attack": (
+        {"attacks": {"fgmm": {"eps": 0.1}}},
+        ["experiment 'tiny', attacks entry 'fgmm', field 'method': 'fgmm' is not allowed, it must be"],
+    ),
+    "unknown architecture": (
+        {"architectures": {"lenet": {}}},
+        ["experiment 'tiny', architectures entry 'lenet'", "'architecture'", "must be one of", "le_net"],
+    ),
+    "an image size that an architecture cannot take": (
+        {"architectures": {"alex_net": {}}},
+        ["experiment 'tiny', architectures entry 'alex_net'", "alex_net", "16"],
+    ),
+    "a key with a bar": (
+        {"attacks": {"a|b": {"method": "fgm", "eps": 0.1}}},
+        ["experiment 'tiny', attacks entry 'a|b'", "not allowed as a partition key", "A-Z a-z 0-9 _ . @ = -"],
+    ),
+    "a key with three dots, which part a range": (
+        {"attacks": {"a...b": {"method": "fgm", "eps": 0.1}}},
+        ["experiment 'tiny', attacks entry 'a...b'", "not allowed as a partition key"],
+    ),
+    "a sweep that gives a name twice": (
+        {"attacks": {"fgm": {"eps": [0.1, 0.1]}}},
+        ["experiment 'tiny', attacks entry 'fgm'", "'fgm_0.1' is given twice"],
+    ),
+    "an entry and a sweep of one name": (
+        {"attacks": {"fgm": {"eps": [0.1]}, "fgm_0.1": {"method": "fgm", "eps": 0.1}}},
+        ["'fgm_0.1' is given twice"],
+    ),
+    "an owner who cannot be reached": ({"owners": ["bob"]}, ["experiment 'tiny', field 'owners", "'bob'", "team:"]),
+    "unknown data source": ({"data": {"source": "mnits"}}, ["experiment 'tiny', field 'data", "mnits", "mnist"]),
+    "no architecture": ({"architectures": {}}, ["experiment 'tiny', field 'architectures'"]),
+    "a target class that there is not": (
+        {"attacks": {"fgm": {"eps": 0.1, "targeted": True, "target_class": 10}}},
+        ["experiment 'tiny', attacks entry 'fgm'", "target_class", "10", "0 to 9"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_file_is_refused_in_a_sentence(project: Lab, mistake: str) -> None:
+    changes, parts = WRONG[mistake]
+    project.write({**EXPERIMENT, **changes})
+    sentence, shown = refusal(project)
+    for part in parts:
+        assert part in sentence, sentence
+    assert "\n" not in sentence, "one mistake, one line"
+    assert sentence in shown, "the UI shows it"
+
+
+def test_a_name_given_twice_in_the_yaml_is_refused_with_its_line(project: Lab) -> None:
+    path = project.write(EXPERIMENT)
+    lines = path.read_text().splitlines()
+    number = lines.index("  attacks:")
+    project.write_text("\n".join([*lines[: number + 1], "    weak: {method: fgm, eps: 0.2}", *lines[number + 1 :]]))
+    second = 2 + max(n for n, line in enumerate(lines) if line.strip().startswith("weak:"))
+    sentence, _ = refusal(project)
+    assert sentence == (
+        f"experiment 'tiny': the name 'weak' is given twice in defs.yaml, again in line {second}; each entry and field"
+        " needs a name of its own"
+    )
+
+
+def test_every_mistake_is_said_at_once(project: Lab) -> None:
+    project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1, "norm": 3, "batch_size": 0}}})
+    sentence, _ = refusal(project)
+    for field in ("eps", "norm", "batch_size"):
+        assert f"{ATTACK} {field!r}" in sentence
+
+
+@pytest.mark.parametrize("name", ["my-experiment", "my.experiment", "a=1"])
+def test_a_name_that_dagster_cannot_group_by_is_refused(project: Lab, name: str) -> None:
+    project.write(EXPERIMENT, name)
+    sentence, _ = refusal(project)
+    assert sentence == (
+        f"experiment {name!r}: the name of its folder is not allowed, it takes 1 to 100 of A-Z a-z 0-9 _"
+    )
+
+
+def test_dg_check_defs_shows_the_sentence(project: Lab) -> None:
+    project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1}}})
+    done = subprocess.run(
+        [Path(sys.executable).with_name("dg"), "check", "defs"],
+        cwd=project.folder,
+        env={**os.environ, "DAGSTER_HOME": str(project.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    expected = f"{ATTACK} 'eps': -1 is not allowed, it must be greater than 0"
+    assert expected in done.stdout + done.stderr
+
+
+def test_several_experiments_stand_side_by_side(project: Lab) -> None:
+    project.write(EXPERIMENT, "one")
+    project.write({**EXPERIMENT, "attacks": {}}, "two")
+    graph = project.defs().resolve_asset_graph()
+    groups = {key.path[0]: graph.get(key).group_name for key in graph.get_all_asset_keys()}
+    assert groups == {"one": "one", "two": "two"}
+    without_attacks = {key.path[1] for key in graph.get_all_asset_keys() if key.path[0] == "two"}
+    assert without_attacks == {"training_set", "testing_set", "architecture_config", "model", "clean_predictions"}
+
+
+def test_a_sweep_becomes_one_partition_for_each_value(project: Lab) -> None:
+    project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": [0.05, 0.1], "norm": ["inf", 2]}}})
+    definition = project.defs().resolve_asset_graph().get(dg.AssetKey(["tiny", "attack_config"])).partitions_def
+    assert definition
+    assert definition.get_partition_keys() == ["fgm_0.05_inf", "fgm_0.05_2", "fgm_0.1_inf", "fgm_0.1_2"]
+
+
+def test_owners_and_description_of_the_file_are_shown(project: Lab) -> None:
+    project.write(EXPERIMENT)
+    graph = project.defs().resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert list(node.owners) == ["team:tests"]
+        assert node.description, key
