@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 # What TensorFlow writes at every start, whatever its log level is set to: news of no consequence, and on a machine
 # without a GPU that there is none. The device is recorded with each cell instead.
-CHATTER = re.compile(r"(I\d{4} |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|To enable the following instructions)")
+CHATTER = re.compile(
+    r"I\d{4} |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|To enable the following instructions"
+)
 
 
 def prepare_device() -> str:
