@@ -6,7 +6,7 @@ import yaml
 
 from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.attacks import ATTACKS, FastGradientMethod
-from partitions.configs import ExperimentError
+from partitions.configs import ExperimentError, one_of
 from partitions.experiments import SOURCES, ExperimentFile, parse_experiment, refuse_repeated_names
 
 SHIPPED = sorted((Path(__file__).parents[2] / "dioptra_assets" / "defs").glob("*/defs.yaml"))
@@ -193,8 +193,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"attacks": {"strong": {"method": "fgsm", "eps": 0.3}}},
-        "experiment 'digits', attacks entry 'strong', field 'method': 'fgsm' is not allowed, it must be one of"
-        f" {', '.join(ATTACKS)}",
+        f"experiment 'digits', attacks entry 'strong', field 'method': 'fgsm' is not allowed, {one_of(ATTACKS)}",
     ),
     (
         {"attacks": {"fgm|strong": {"method": "fgm", "eps": 0.3}}},
