@@ -37,12 +37,10 @@ def materialize(
         _complain(error)
         raise typer.Exit(2) from error
     console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
-    for what, cells in (
-        ("failed", launched.failed),
-        ("not tried, since what it is made from failed", launched.skipped),
-    ):
-        for cell in cells:
-            _complain(f"{cell} {what}")
+    for cell, why in launched.failed.items():
+        _complain(f"{cell} failed: {why}")
+    if launched.skipped:
+        _complain(f"{len(launched.skipped)} cells not tried, since what they are made from failed")
     if launched.failed:
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from partitions.keys import partition_of
 from resources.cells import Cell, CellStore
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
-QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class UnknownExperimentError(LookupError):
@@ -31,13 +31,13 @@ class Launched:
 
     Attributes:
         computed: cells that were computed.
-        failed: cells that failed.
+        failed: cells that failed, and why; the traceback stands in the log of the run.
         skipped: cells that were not tried, because a cell they are made from failed.
         fresh: how many cells were there and up to date.
     """
 
     computed: list[Cell] = field(default_factory=list)
-    failed: list[Cell] = field(default_factory=list)
+    failed: dict[Cell, str] = field(default_factory=dict)
     skipped: list[Cell] = field(default_factory=list)
     fresh: int = 0
 
@@ -79,7 +79,8 @@ def materialize_experiment(
         UnknownExperimentError: when there is no such experiment.
     """
     graph = defs.resolve_asset_graph()
-    keys = [key for level in graph.toposorted_asset_keys_by_level for key in level if key.path[0] == experiment]
+    levels = graph.toposorted_asset_keys_by_level
+    keys = [key for level in levels for key in sorted(level) if key.path[0] == experiment]
     if not keys:
         known = sorted({key.path[0] for key in graph.get_all_asset_keys()})
         raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
@@ -104,8 +105,13 @@ def materialize_experiment(
                 run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False
             )
             done = {event.partition for event in result.get_asset_materialization_events()}
+            reasons = _reasons(result)
             for partition in chosen:
-                (launched.computed if partition in done else launched.failed).append(todo[partition])
+                cell = todo[partition]
+                if partition in done:
+                    launched.computed.append(cell)
+                else:
+                    launched.failed[cell] = reasons.get(cell.path) or reasons.get("") or f"see run {result.run_id}"
     return launched
 
 
@@ -127,6 +133,20 @@ def _to_compute(
         for partition, cell in cells.items()
         if status.get_status(key, partition) != StaleStatus.FRESH or store.find(cell) is None
     }
+
+
+def _reasons(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+    """Why a run failed: by path of the cell where it had several, else under no path."""
+    reasons: dict[str, str] = {}
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            if failure.user_failure_data:
+                reasons |= {path: str(value.value) for path, value in failure.user_failure_data.metadata.items()}
+            elif failure.error:
+                # Around the error of a cell Dagster puts one of its own.
+                reasons[""] = (failure.error.cause or failure.error).message.strip()
+    return reasons
 
 
 def _depends(cell: Cell, other: Cell) -> bool:

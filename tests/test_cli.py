@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets import cli, client, definitions
-from dioptra_assets.launch import Launched
-from resources.cells import Cell
+from dioptra_assets import cli, definitions
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, Lab
 
 
@@ -48,18 +46,19 @@ def test_materialize_of_an_unknown_experiment_is_one_line(looking: Lab, call, mo
     assert call("materialize", "tyni") == (2, [], ["there is no experiment 'tyni', there are tiny"])
 
 
-def test_materialize_names_each_cell_that_failed_and_each_that_was_not_tried(
-    looking: Lab, call, monkeypatch: pytest.MonkeyPatch
+def test_materialize_says_of_each_failed_cell_why_and_counts_what_was_not_tried(
+    blank: Lab, call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cells = [Cell("tiny/model", {"architecture": name}) for name in ("le_net", "shallow_net")]
-    monkeypatch.setattr(client, "materialize", lambda *_, **__: Launched([], [cells[0]], [cells[1]], 3))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(definitions, "defs", blank.defs)
+    blank.write({**EXPERIMENT, "data": {"source": "mnist", "directory": str(tmp_path / "nowhere")}})
     code, out, err = call("materialize", "tiny")
     assert code == 1
-    assert out == ["0 cells computed, 3 were up to date"]
-    assert err == [
-        "tiny/model/le_net failed",
-        "tiny/model/shallow_net not tried, since what it is made from failed",
-    ]
+    assert out[-1] == "5 cells computed, 0 were up to date", "the configs need no data"
+    expected = "failed: dioptra_assets.robustness.data.base.DataError: "
+    assert [line.split(expected)[0] for line in err[:-1]] == ["tiny/testing_set ", "tiny/training_set "]
+    assert all("nowhere" in line and "DIOPTRA_ASSETS_DATA" in line for line in err[:-1])
+    assert err[-1] == f"{CELLS - 7} cells not tried, since what they are made from failed"
 
 
 def test_a_wrong_experiment_file_is_its_sentence(blank: Lab, call, monkeypatch: pytest.MonkeyPatch) -> None:

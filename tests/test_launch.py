@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,14 +36,14 @@ DG = Path(sys.executable).with_name("dg")
 MANY = [f"{architecture}|{attack}" for architecture in ARCHITECTURES for attack in ATTACKS]
 
 
-def paths(cells: list[Cell]) -> set[str]:
+def paths(cells: Collection[Cell]) -> set[str]:
     assert len({cell.path for cell in cells}) == len(cells)
     return {cell.path for cell in cells}
 
 
 def test_a_second_launch_computes_nothing(lab: Lab) -> None:
     launched = lab.materialize()
-    assert (launched.computed, launched.failed, launched.skipped, launched.fresh) == ([], [], [], CELLS)
+    assert (launched.computed, launched.failed, launched.skipped, launched.fresh) == ([], {}, [], CELLS)
 
 
 def test_an_unknown_experiment_is_named_beside_those_there_are(lab: Lab) -> None:
@@ -94,6 +94,7 @@ def test_what_is_made_from_a_failed_cell_is_skipped_and_made_up_for_by_the_next_
         third = materialize_experiment(defs, "tiny", instance=instance, store=blank.store)
 
     assert paths(first.failed) == failed
+    assert all("RuntimeError: broken" in why for why in first.failed.values())
     assert paths(first.skipped) == {f"tiny/{path}" for path in skipped}
     assert len(first.computed) == 10 - len(failed) - len(skipped)
     assert not second.failed and not second.skipped

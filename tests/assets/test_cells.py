@@ -61,7 +61,7 @@ def test_cells_of_two_dimensions_are_found_by_each_of_them(looking: Lab) -> None
     assert dimensions == {(architecture, attack) for architecture in ARCHITECTURES for attack in ATTACKS}
 
 
-def test_a_backfill_of_many_cells_is_one_run(looking: Lab) -> None:
+def test_the_cells_of_an_asset_are_computed_in_one_run(looking: Lab) -> None:
     for asset in ("model", "adversarial_set", "evasion_examples", "evasion_metrics"):
         assert len({entry.run_id for entry in looking.events(asset)}) == 1, asset
 
