@@ -16,12 +16,14 @@ from dioptra_assets.robustness.attacks.base import (
     perturb_set,
 )
 from dioptra_assets.robustness.attacks.fgm import FastGradientMethod
+from dioptra_assets.robustness.attacks.pgd import BasicIterativeMethod, ProjectedGradientDescent
 from dioptra_assets.robustness.errors import NonFiniteError
 
-ATTACKS: dict[str, type[Attack]] = {"fgm": FastGradientMethod}
-
-# The type of an attack entry in a config. With a second attack: Annotated[A | B, Field(discriminator="method")].
-AnyAttack = FastGradientMethod
+ATTACKS: dict[str, type[Attack]] = {
+    "fgm": FastGradientMethod,
+    "bim": BasicIterativeMethod,
+    "pgd": ProjectedGradientDescent,
+}
 
 
 def parse_attack(entry: Mapping[str, Any]) -> Attack:
@@ -38,13 +40,14 @@ def parse_attack(entry: Mapping[str, Any]) -> Attack:
 
 __all__ = [
     "ATTACKS",
-    "AnyAttack",
     "Attack",
     "AttackInput",
     "AttackedBatch",
+    "BasicIterativeMethod",
     "FastGradientMethod",
     "NonFiniteError",
     "Perturbed",
+    "ProjectedGradientDescent",
     "ThreatModel",
     "parse_attack",
     "perturb_set",

@@ -5,11 +5,15 @@ own predictions, and predicts the whole set to find them), the loss is taken on 
 finite is reported (it would be replaced by zero).
 """
 
-from collections.abc import Callable
+import functools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from dioptra_assets.robustness.attacks import compiled
 from dioptra_assets.robustness.attacks.base import AttackInput, PerturbBatch, Perturbed
 
 
@@ -24,12 +28,7 @@ def prepare(model: Any, class_count: int, make_attack: Callable[[Any], Any]) -> 
     Raises:
         RuntimeError: when Keras does not run on TensorFlow.
     """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"the engine art needs Keras on tensorflow, not on {keras.backend.backend()}: use the engine compiled"
-        )
+    _need_tensorflow()
     classifier = _watched_classifier(model, class_count)
     attack = make_attack(classifier)
 
@@ -46,6 +45,15 @@ def prepare(model: Any, class_count: int, make_attack: Callable[[Any], Any]) -> 
         )
 
     return perturb
+
+
+def _need_tensorflow() -> None:
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"the engine art needs Keras on tensorflow, not on {keras.backend.backend()}: use the engine compiled"
+        )
 
 
 def _watched_classifier(model: Any, class_count: int) -> Any:
@@ -81,3 +89,156 @@ def _watched_classifier(model: Any, class_count: int) -> Any:
         loss_object=keras.losses.CategoricalCrossentropy(from_logits=True, reduction="sum"),
         clip_values=(0.0, 1.0),
     )
+
+
+def prepare_any(
+    model: Any,
+    class_count: int,
+    make_attack: Callable[[Any], Any],
+    *,
+    seed: int,
+    alone: bool,
+    white_box: bool,
+    probabilities: bool,
+) -> PerturbBatch:
+    """Run any ART evasion attack against a Keras model that gives logits.
+
+    What ART draws from global generators is drawn from ones that are seeded, by the seed and the position of the first
+    image it is given, and put back afterwards.
+
+    Args:
+        model: the model under attack.
+        class_count: number of classes.
+        make_attack: makes the ART attack from an ART classifier. It is made anew for each batch: some attacks carry
+            what they found in one over to the next.
+        seed: of what is drawn at random.
+        alone: give it one image at a time.
+        white_box: it follows gradients, so note where there are none.
+        probabilities: give it the softmax of the logits.
+
+    Raises:
+        RuntimeError: when Keras does not run on TensorFlow.
+        ValueError: when `make_attack` refuses.
+    """
+    _need_tensorflow()
+    watch, classifier = _counting_classifier(model, class_count, probabilities=probabilities)
+    with _seeded_generators([seed]):
+        make_attack(classifier)  # so that parameters it refuses are known before any work
+    at_start = _compiled_gradient_check(model, class_count)
+
+    def perturb(batch: AttackInput) -> Perturbed:
+        rows = len(batch.images)
+        images, queries = batch.images.copy(), np.zeros(rows, np.int64)
+        start = at_start(batch.images, batch.goals) if white_box else {}
+        finite = start.get("finite", np.ones(rows, bool)).copy()
+        labels = np.eye(class_count, dtype=np.float32)[batch.goals]
+        at_once = 1 if alone else rows
+        for first in range(0, rows, at_once):
+            part = slice(first, first + at_once)
+            if not finite[part].all():
+                continue
+            with _seeded_generators([seed, batch.start + first]):
+                attack = make_attack(classifier)
+                watch.begin()
+                made = attack.generate(x=images[part].copy(), y=labels[part])
+            images[part] = np.clip(made, 0.0, 1.0, dtype=np.float32)
+            queries[part] = -(-watch.rows() // at_once)
+            finite[part] = watch.all_finite()
+        return Perturbed(
+            images=images,
+            queries=queries,
+            zero_gradient=start.get("zero_gradient", np.zeros(rows, bool)),
+            finite=finite,
+        )
+
+    return perturb
+
+
+class _Watch:
+    """Counts the images that go through a model, and notes whether all logits were finite.
+
+    In TensorFlow's variables: ART calls the model eagerly, within compiled functions and from classifiers of its own.
+    """
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        self._rows = tf.Variable(tf.constant(0, tf.int64), trainable=False)
+        self._finite = tf.Variable(tf.constant(True), trainable=False)
+
+    def see(self, logits: Any) -> None:
+        tf = self._tf
+        self._rows.assign_add(tf.shape(logits, out_type=tf.int64)[0])
+        self._finite.assign(tf.logical_and(self._finite, tf.reduce_all(tf.math.is_finite(logits))))
+
+    def begin(self) -> None:
+        self._rows.assign(0)
+        self._finite.assign(True)
+
+    def rows(self) -> int:
+        return int(self._rows.numpy())
+
+    def all_finite(self) -> bool:
+        return bool(self._finite.numpy())
+
+
+def _counting_classifier(model: Any, class_count: int, *, probabilities: bool) -> tuple[_Watch, Any]:
+    import keras
+    import tensorflow as tf
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    watch = _Watch()
+
+    def forward(x: Any, training: bool = False) -> Any:
+        logits = tf.cast(model(tf.cast(x, tf.float32), training=training), tf.float32)
+        watch.see(logits)
+        return tf.nn.softmax(logits) if probabilities else logits
+
+    classifier = TensorFlowV2Classifier(
+        model=forward,
+        nb_classes=class_count,
+        input_shape=tuple(model.input_shape[1:]),
+        loss_object=keras.losses.CategoricalCrossentropy(from_logits=not probabilities, reduction="sum"),
+        clip_values=(0.0, 1.0),
+        preprocessing=None,
+    )
+    # Else the attacks that follow gradients take their implementation on tensors, which has no momentum.
+    classifier.all_framework_preprocessing = False
+    return watch, classifier
+
+
+@contextmanager
+def _seeded_generators(seed: list[int]) -> Iterator[None]:
+    """Python's and numpy's global generators with this seed, and as they were again afterwards.
+
+    A generator made without a seed in the meantime, as HopSkipJump does, gets this one too.
+    """
+    before, python_before, random_state = np.random.get_state(), random.getstate(), np.random.RandomState
+    words = np.random.SeedSequence(seed).generate_state(8)
+
+    class Seeded(random_state):
+        def __init__(self, seed: Any = None) -> None:
+            super().__init__(words if seed is None else seed)
+
+    np.random.seed(words)
+    random.seed(words.tobytes())
+    np.random.RandomState = Seeded
+    try:
+        yield
+    finally:
+        np.random.RandomState = random_state
+        np.random.set_state(before)
+        random.setstate(python_before)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_gradient_check(model: Any, class_count: int) -> Callable[..., dict[str, np.ndarray]]:
+    ops = compiled.keras_ops()
+
+    def check(images: Any, goals: Any) -> dict[str, Any]:
+        slope, logits = compiled.loss_gradient(model, images, goals, class_count)
+        finite = ops.logical_and(compiled.all_of(ops.isfinite(slope)), ops.all(ops.isfinite(logits), axis=1))
+        return {"zero_gradient": compiled.all_of(ops.equal(slope, 0.0)), "finite": finite}
+
+    return compiled.compile_batches(check)

@@ -4,6 +4,7 @@ Two things differ between the backends of Keras, and :func:`gradient` and :func:
 how a gradient is taken, and how a function is compiled. Functions here take and give backend tensors.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -121,6 +122,27 @@ def loss_gradient(model: Any, images: Tensor, classes: Tensor, class_count: int)
     return gradient(loss, images)
 
 
+@functools.lru_cache(maxsize=16)
+def compiled_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.ndarray]]:
+    """By how much, in logits, images miss the goal: a function of images and classes, compiled once for a model.
+
+    It gives `margin` (float32 [rows]: the logit of the class to leave less the largest other, or with `targeted` the
+    largest other less that of the class to reach; negative where the image is classified as wanted) and `finite` (bool
+    [rows]: all logits were finite).
+    """
+    ops = keras_ops()
+
+    def margins(images: Tensor, goals: Tensor) -> dict[str, Tensor]:
+        logits = logits_of(model, images)
+        goal = ops.one_hot(goals, logits.shape[1], dtype="bool")
+        margin = ops.max(ops.where(goal, logits, -math.inf), axis=1) - ops.max(
+            ops.where(goal, -math.inf, logits), axis=1
+        )
+        return {"margin": -margin if targeted else margin, "finite": ops.all(ops.isfinite(logits), axis=1)}
+
+    return compile_batches(margins)
+
+
 def steepest(slope: Tensor, norm: Norm) -> Tensor:
     """The direction of norm 1 along which `slope` rises most, image by image; zero where the slope is zero.
 
@@ -150,16 +172,26 @@ def move(images: Tensor, direction: Tensor, eps: Tensor | float, norm: Norm) -> 
 
     `eps` is one number for all images, or one for each, [rows].
     """
+    return move_on(images, images, direction, step=eps, eps=eps, norm=norm)
+
+
+def move_on(
+    current: Tensor, images: Tensor, direction: Tensor, *, step: Tensor | float, eps: Tensor | float, norm: Norm
+) -> Tensor:
+    """`current` moved by `step` along `direction` (of norm 1), kept in the box [0, 1] and within `eps` of `images`.
+
+    `step` and `eps` are one number for all images, or one for each, [rows]. In L1 `current` must be `images`.
+    """
     ops = keras_ops()
-    eps = ops.reshape(ops.cast(eps, wide()), (-1, 1, 1, 1))
-    moved = ops.clip(ops.cast(images, wide()) + eps * direction, 0.0, 1.0)
+    step, eps = (ops.reshape(ops.cast(size, wide()), (-1, 1, 1, 1)) for size in (step, eps))
+    moved = ops.clip(ops.cast(current, wide()) + step * direction, 0.0, 1.0)
     change = ops.cast(ops.cast(moved, "float32") - images, wide())  # after rounding, as the budget is measured
     if norm == 2:
         flat = ops.reshape(change, (-1, math.prod(change.shape[1:])))
         change = ops.reshape(
             flat * ops.minimum(1.0, _divide(ops.reshape(eps, (-1, 1)), _length(flat))), ops.shape(change)
         )
-    else:  # in L1 the direction has one entry
+    else:  # a single step in L1 changes one entry
         change = ops.clip(change, -eps, eps)
     return ops.clip(images + ops.cast(change, "float32"), 0.0, 1.0)
 

@@ -25,6 +25,9 @@ class Case:
         robust: the accuracy it must bring the dense model under.
         gradients: it is steered by gradients, and so can meet one that is zero.
         added: the columns it adds to the index.
+        drawn: it starts at a random point, so that an image without a gradient moves too.
+        field: the field that sets its budget.
+        unit: the size of one of that field, in the norm.
     """
 
     config: dict[str, Any]
@@ -32,6 +35,13 @@ class Case:
     robust: float
     gradients: bool = True
     added: tuple[str, ...] = ()
+    drawn: bool = False
+    field: str = "eps"
+    unit: float = 1.0
+
+    @property
+    def eps(self) -> float:
+        return (self.config.get("parameters") or self.config)[self.field] * self.unit
 
 
 CASES = {
@@ -46,6 +56,13 @@ CASES = {
     ),
     "fgm art": Case({"method": "fgm", "eps": 0.3, "engine": "art"}, np.inf, 0.1),
     "fgm art l2": Case({"method": "fgm", "eps": 1.5, "norm": 2, "engine": "art"}, 2, 0.1),
+    "bim": Case({"method": "bim", "eps": 0.2, "steps": 5}, np.inf, 0.05),
+    "bim art": Case({"method": "bim", "eps": 0.2, "steps": 3, "engine": "art"}, np.inf, 0.05),
+    "pgd": Case({"method": "pgd", "eps": 0.2, "steps": 5}, np.inf, 0.05, drawn=True),
+    "pgd l2 of two starts": Case(
+        {"method": "pgd", "eps": 1.2, "norm": 2, "steps": 5, "random_starts": 2}, 2, 0.05, drawn=True
+    ),
+    "pgd targeted": Case({"method": "pgd", "eps": 0.3, "steps": 5, "random_starts": 0, "targeted": True}, np.inf, 0.05),
 }
 
 
@@ -95,6 +112,8 @@ def run(case: Case, dense_model: Any, digits: ImageSet) -> Run:
 
 
 def attack_of(case: Case, **changes: Any) -> Attack:
+    if "parameters" in case.config and "eps" in changes:
+        changes["parameters"] = case.config["parameters"] | {"eps": changes.pop("eps")}
     return parse_attack(case.config | {"batch_size": 64} | changes)
 
 
@@ -115,8 +134,8 @@ def test_pixels_stay_in_the_box_as_float32(run: Run) -> None:
 
 def test_the_change_stays_in_the_budget(case: Case, run: Run, digits: ImageSet) -> None:
     changed = sizes(case, run.images, digits.to_numpy()[0])
-    assert changed.max() <= case.config["eps"] * (1 + 1e-6)
-    assert changed.max() > 0.5 * case.config["eps"]
+    assert changed.max() <= case.eps * (1 + 1e-6)
+    assert changed.max() > 0.5 * case.eps
 
 
 def test_every_image_comes_back_once_and_in_order(run: Run, digits: ImageSet) -> None:
@@ -165,8 +184,8 @@ def test_the_threat_model_is_complete(case: Case) -> None:
     threat = attack.threat_model()
     assert threat.nist_class == "evasion"
     assert threat.goal == ("targeted" if attack.targeted else "untargeted")
-    assert threat.norm == {np.inf: "inf", 1: "1", 2: "2"}[case.ord]
-    assert f"{case.config['eps']:g}" in threat.budget
+    assert threat.norm == {np.inf: "inf", 0: "0", 1: "1", 2: "2"}[case.ord]
+    assert f"{case.eps:g}" in threat.budget
 
 
 def test_a_config_survives_json_and_cannot_be_changed(case: Case) -> None:
@@ -202,8 +221,17 @@ def test_a_model_is_broken_and_noise_of_the_same_size_does_not_break_it(
     def accuracy(pixels: np.ndarray) -> float:
         return float((predict(dense_model, pixels.astype(np.float32)) == labels).mean())
 
-    noise = np.random.default_rng(0).choice([-1.0, 1.0], images.shape)
-    size = sizes(case, run.images, images) / sizes(case, noise, np.zeros_like(noise))
+    generator = np.random.default_rng(0)
+    noise = generator.choice([-1.0, 1.0], images.shape)
+    size = sizes(case, run.images, images)
+    if case.ord == 0:  # in as many pixels, all the way to black or white
+        ranks = generator.permuted(np.tile(np.arange(64), (len(images), 1)), axis=1)
+        noise, size = (
+            np.where(ranks < size[:, None], noise.reshape(-1, 64), 0).reshape(images.shape),
+            np.ones(len(size)),
+        )
+    else:
+        size = size / sizes(case, noise, np.zeros_like(noise))
     noisy = np.clip(images + noise * size[:, None, None, None], 0, 1)
 
     assert accuracy(images) > 0.9
@@ -217,7 +245,8 @@ def test_success_grows_with_eps(case: Case, run: Run, dense_model: Any, digits: 
 
     accuracies = [robust_accuracy(digits.to_numpy()[0])]
     for factor in (0.2, 0.6):
-        attack = attack_of(case, eps=case.config["eps"] * factor)
+        budget = (case.config.get("parameters") or case.config)[case.field] * factor
+        attack = attack_of(case, **{case.field: int(budget) if case.field == "th" else budget})
         accuracies.append(robust_accuracy(attack_all(attack, dense_model, digits)[0]))
     accuracies.append(robust_accuracy(run.images))
     assert accuracies == sorted(accuracies, reverse=True)
@@ -256,7 +285,7 @@ def test_images_without_a_gradient_are_counted(case: Case, digits: ImageSet) -> 
         pytest.skip("not steered by gradients")
     adversarial, index = attack_all(attack_of(case), linear_model(np.zeros((64, 10))), digits)
     assert index["zero_gradient"].all()
-    assert np.array_equal(adversarial, digits.to_numpy()[0])
+    assert np.array_equal(adversarial, digits.to_numpy()[0]) != case.drawn
 
 
 def test_a_model_that_ends_in_softmax_is_refused(case: Case, digits: ImageSet) -> None:
@@ -276,7 +305,8 @@ def test_a_model_of_other_classes_is_refused(case: Case, digits: ImageSet) -> No
 
 def test_configs_load_without_any_machine_learning_library() -> None:
     code = (
-        "import sys, dioptra_assets.robustness.attacks as a; a.parse_attack({'method': 'fgm', 'eps': 0.3});"
+        "import sys, dioptra_assets.robustness.attacks as a;"
+        "[a.parse_attack({'method': m, 'eps': 0.3}).threat_model() for m in ('fgm', 'bim', 'pgd')];"
         "sys.exit(str({'tensorflow', 'keras', 'art', 'jax', 'scipy'} & set(sys.modules) or ''))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -295,5 +325,5 @@ def test_the_seed_of_the_cell_counts_unless_the_attack_names_its_own(
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"method is 'fgsm': allowed are fgm"):
+    with pytest.raises(ValueError, match=r"method is 'fgsm': allowed are bim, fgm, pgd"):
         parse_attack({"method": "fgsm", "eps": 0.1})

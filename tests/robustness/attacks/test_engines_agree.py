@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dioptra_assets.robustness.attacks import FastGradientMethod
+from dioptra_assets.robustness.attacks import FastGradientMethod, parse_attack
 from dioptra_assets.robustness.image_set import ImageSet
 from tests.robustness.attacks.conftest import attack_all
 
@@ -29,3 +29,27 @@ def test_in_l2_a_step_that_stays_inside_the_box_agrees_to_one_rounding(conv_mode
     ours, _ = attack_all(FastGradientMethod(eps=0.2, norm=2), conv_model, grey)
     reference, _ = attack_all(FastGradientMethod(eps=0.2, norm=2, engine="art"), conv_model, grey)
     np.testing.assert_allclose(ours, reference, rtol=0, atol=2**-24)
+
+
+@pytest.mark.parametrize("goal", [{}, {"targeted": True, "target_class": 3}], ids=str)
+@pytest.mark.parametrize("method", ["bim", "pgd"])
+def test_iterated_steps_agree_to_the_last_bit_in_linf(
+    method: str, goal: dict[str, Any], conv_model: Any, digits: ImageSet
+) -> None:
+    common = {"method": method, "eps": 0.13, "eps_step": 0.03, "steps": 8, "batch_size": 128, **goal}
+    common |= {"random_starts": 0} if method == "pgd" else {}
+    ours, our_index = attack_all(parse_attack(common), conv_model, digits)
+    reference, reference_index = attack_all(parse_attack(common | {"engine": "art"}), conv_model, digits)
+    assert np.array_equal(ours, reference)
+    assert our_index.equals(reference_index)
+    assert (ours != digits.to_numpy()[0]).any()
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_iterated_steps_agree_in_l2_but_for_rounding(targeted: bool, conv_model: Any, digits: ImageSet) -> None:
+    """There ART projects in float32, and each step passes its rounding on to the next."""
+    common = {"method": "pgd", "eps": 1.1, "norm": 2, "steps": 8, "random_starts": 0, "targeted": targeted}
+    ours, _ = attack_all(parse_attack(common), conv_model, digits)
+    reference, _ = attack_all(parse_attack(common | {"engine": "art"}), conv_model, digits)
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=2e-5)
+    assert np.abs(ours - digits.to_numpy()[0]).max() > 0.1
