@@ -7,6 +7,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dioptra_assets.robustness.attacks.art_any import AnyArtAttack
 from dioptra_assets.robustness.attacks.base import (
     Attack,
     AttackedBatch,
@@ -17,12 +18,19 @@ from dioptra_assets.robustness.attacks.base import (
 )
 from dioptra_assets.robustness.attacks.fgm import FastGradientMethod
 from dioptra_assets.robustness.attacks.pgd import BasicIterativeMethod, ProjectedGradientDescent
+from dioptra_assets.robustness.attacks.pixel import PixelAttack, one_pixel_oracle
+from dioptra_assets.robustness.attacks.square import SquareAttack
+from dioptra_assets.robustness.attacks.threshold import ThresholdAttack
 from dioptra_assets.robustness.errors import NonFiniteError
 
 ATTACKS: dict[str, type[Attack]] = {
     "fgm": FastGradientMethod,
     "bim": BasicIterativeMethod,
     "pgd": ProjectedGradientDescent,
+    "square": SquareAttack,
+    "pixel": PixelAttack,
+    "threshold": ThresholdAttack,
+    "art": AnyArtAttack,
 }
 
 
@@ -40,6 +48,7 @@ def parse_attack(entry: Mapping[str, Any]) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "AnyArtAttack",
     "Attack",
     "AttackInput",
     "AttackedBatch",
@@ -47,8 +56,12 @@ __all__ = [
     "FastGradientMethod",
     "NonFiniteError",
     "Perturbed",
+    "PixelAttack",
     "ProjectedGradientDescent",
+    "SquareAttack",
     "ThreatModel",
+    "ThresholdAttack",
+    "one_pixel_oracle",
     "parse_attack",
     "perturb_set",
 ]

@@ -118,7 +118,7 @@ def prepare_any(
 
     Raises:
         RuntimeError: when Keras does not run on TensorFlow.
-        ValueError: when `make_attack` refuses.
+        ValueError: when `make_attack` refuses, or, from the function returned, when ART gives up on an image.
     """
     _need_tensorflow()
     watch, classifier = _counting_classifier(model, class_count, probabilities=probabilities)
@@ -140,7 +140,7 @@ def prepare_any(
             with _seeded_generators([seed, batch.start + first]):
                 attack = make_attack(classifier)
                 watch.begin()
-                made = attack.generate(x=images[part].copy(), y=labels[part])
+                made = _generate(attack, images[part].copy(), labels[part], batch.start + first)
             images[part] = np.clip(made, 0.0, 1.0, dtype=np.float32)
             queries[part] = -(-watch.rows() // at_once)
             finite[part] = watch.all_finite()
@@ -152,6 +152,15 @@ def prepare_any(
         )
 
     return perturb
+
+
+def _generate(attack: Any, images: np.ndarray, labels: np.ndarray, position: int) -> np.ndarray:
+    try:
+        return attack.generate(x=images, y=labels)
+    except ValueError as error:  # such as numbers that its parameters and this model together make too large
+        raise ValueError(
+            f"{type(attack).__name__} gives up at image {position}: {error} Change its parameters."
+        ) from error
 
 
 class _Watch:

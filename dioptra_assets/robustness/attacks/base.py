@@ -28,7 +28,7 @@ class ThreatModel:
         budget: the budget in words and numbers, e.g. `Linf <= 0.3 of the pixel range [0, 1]`.
     """
 
-    nist_class: Literal["evasion", "backdoor poisoning"]
+    nist_class: Literal["evasion", "backdoor poisoning", "data reconstruction"]
     knowledge: Knowledge
     goal: Goal
     norm: str

@@ -38,8 +38,9 @@ def compile_batches(
 ) -> Callable[..., dict[str, np.ndarray]]:
     """Compile a function of arrays that share their first axis, the rows of a batch, and that gives such arrays.
 
-    It is compiled once, also where the last batch is smaller. TensorFlow compiles it for any number of rows. JAX
-    cannot, so there every batch is filled up to the size of the first with copies of its last row, cut off again after.
+    TensorFlow compiles it once, for any number of rows. JAX cannot, so there every batch is filled up to the next power
+    of two with copies of its last row, cut off again after: few sizes are compiled, and a batch gives the same bytes
+    whatever sizes came before it.
 
     Raises:
         RuntimeError: on a Keras backend other than TensorFlow and JAX.
@@ -86,13 +87,13 @@ def _compile_jax(function: Callable[..., dict[str, Tensor]]) -> Callable[..., di
     import jax  # pyright: ignore[reportMissingImports]
 
     compiled = jax.jit(function)
-    size = 0
 
     def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
-        nonlocal size
         rows = len(arrays[0])
-        size = max(size, rows)
-        filled = [np.concatenate([array, np.repeat(array[-1:], size - rows, axis=0)]) for array in arrays]
+        missing = (1 << (rows - 1).bit_length()) - rows
+        filled = (
+            [np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for array in arrays] if missing else arrays
+        )
         return {name: np.asarray(result)[:rows] for name, result in compiled(*filled).items()}
 
     return run

