@@ -9,7 +9,7 @@ from dioptra_assets.robustness.distances import DISTANCE_COLUMNS
 from dioptra_assets.robustness.errors import NonFiniteError
 
 NO_DEFENCE = "none"
-KEYS = ["source", "attack", "target", "defence"]
+KEYS = ["source", "attack", "target", "defence", "adaptive"]
 
 EXAMPLE_COLUMNS: dict[str, str] = {
     "image_id": "the image, as in the testing set",
@@ -18,6 +18,7 @@ EXAMPLE_COLUMNS: dict[str, str] = {
     "attack": "attack config",
     "target": "architecture whose model is evaluated",
     "defence": "defence between attack and target model, or none",
+    "adaptive": "the attack was computed on model and defence together, knowing both",
     "clean_prediction": "class the target model gives the untouched image, position in the class names",
     "clean_confidence": "softmax probability of clean_prediction, 0 to 1",
     "adversarial_prediction": "class the target model gives the attacked image, position in the class names",
@@ -41,18 +42,20 @@ def example_table(
     attack: str,
     target: str,
     defence: str = NO_DEFENCE,
+    adaptive: bool = False,
     target_class: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Join what is known of each image, by image id and nothing else.
 
     Args:
-        clean: `predict` of the target model on the testing set.
-        adversarial: `predict` of the target model on the adversarial or defended set.
-        distances: `set_distances` of the testing set and that set.
+        clean: `predict` of the target model on the testing set, behind the defence where there is one.
+        adversarial: `predict` of the target model on the adversarial set, behind the defence where there is one.
+        distances: `set_distances` of the testing set and the adversarial set: what the attacker changed.
         source: architecture the attack was computed on.
         attack: key of the attack config.
         target: architecture of the evaluated model.
         defence: name of the defence, or `none`.
+        adaptive: whether the attack was computed on model and defence together.
         target_class: of a targeted attack, the class aimed at, indexed by image id; may be missing for an image that
             belongs to that class already. None for an untargeted attack.
 
@@ -64,7 +67,7 @@ def example_table(
         ValueError: when a table lacks an image, holds one too many or one twice (they are named), or when the labels
             of one image differ.
     """
-    cell = f"{source}|{attack} on {target} (defence {defence})"
+    cell = f"{source}|{attack} on {target} (defence {defence}{', adaptive' if adaptive else ''})"
     ids: Any = clean["image_id"]
     before = _aligned(clean, ids, f"{cell}: the clean predictions")
     after = _aligned(adversarial, ids, f"{cell}: the adversarial predictions")
@@ -93,6 +96,7 @@ def example_table(
             "attack": attack,
             "target": target,
             "defence": defence,
+            "adaptive": adaptive,
             "clean_prediction": clean_prediction,
             "clean_confidence": before["confidence"].to_numpy(),
             "adversarial_prediction": prediction,
@@ -171,10 +175,10 @@ def check_examples(examples: pd.DataFrame, classes: int, seed: int) -> None:
 
 
 def _check_cell(cell: Any, name: str, predictions: list[str]) -> None:
-    counts = cell.groupby(["target", "defence"], sort=False).size()
+    counts = cell.groupby(["target", "defence", "adaptive"], sort=False).size()
     if (counts != cell["image_id"].nunique()).any():
-        by_target = ", ".join(f"{'|'.join(key)} {count}" for key, count in counts.items())
-        raise ValueError(f"{name}: not every target has every image (images by target|defence: {by_target})")
+        by_target = ", ".join(f"{'|'.join(map(str, key))} {count}" for key, count in counts.items())
+        raise ValueError(f"{name}: not every target has every image (images by target|defence|adaptive: {by_target})")
     aim = cell["target_class"].astype("Int64").reset_index(drop=True)
     success = cell["success"].astype("boolean").reset_index(drop=True)
     label, before, after = (cell[column].to_numpy(np.int64) for column in predictions)

@@ -67,10 +67,10 @@ def metric_table(
         confidence_level: coverage of the intervals, above 0 and below 1.
 
     Returns:
-        One row per (source, attack, target, defence), with the columns of `METRIC_COLUMNS`. Intervals: Wilson score
-        for proportions (Wilson 1927), percentiles of a multinomial bootstrap of the confusion matrix for macro
-        precision and recall, DeLong et al. (1988) for the AUC. Those two have no width where every image is classified
-        right, or every one wrong: read the Wilson interval of the accuracy there.
+        One row per (source, attack, target, defence, adaptive), with the columns of `METRIC_COLUMNS`. Intervals:
+        Wilson score for proportions (Wilson 1927), percentiles of a multinomial bootstrap of the confusion matrix for
+        macro precision and recall, DeLong et al. (1988) for the AUC. Those two have no width where every image is
+        classified right, or every one wrong: read the Wilson interval of the accuracy there.
 
     Raises:
         NonFiniteError: when a prediction, confidence, margin or distance is NaN.
@@ -81,7 +81,7 @@ def metric_table(
     check_examples(examples, len(class_names), seed)
     rows, table = [], cast(Any, examples)
     for key, group in table.groupby(KEYS, sort=False):
-        row = _row(group, len(class_names), derive_seed(seed, "bootstrap", *key), confidence_level)
+        row = _row(group, len(class_names), derive_seed(seed, "bootstrap", *map(str, key)), confidence_level)
         rows.append(dict(zip(KEYS, key, strict=True)) | {"seed": seed} | row)
     return pd.DataFrame(rows)[list(METRIC_COLUMNS)]
 
@@ -207,6 +207,35 @@ def _rank(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2.0
 
 
+def defence_comparison(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What each defence is worth on the model that was attacked: without it, oblivious and adaptive, side by side.
+
+    Args:
+        metrics: rows of `metric_table`, of any cells.
+
+    Returns:
+        One row an architecture, attack and defence: `architecture`, `attack`, `defence`, `n`, `seed`,
+        `clean_accuracy` (behind the defence), and `robust_accuracy` of the model without it, `oblivious` and
+        `adaptive` behind it: each with `_low` and `_high`. NaN where a row is missing.
+    """
+    own: Any = metrics[metrics["source"] == metrics["target"]]
+    cell = ["source", "attack"]
+    parts = {
+        "robust_accuracy": own[own["defence"] == NO_DEFENCE],
+        "oblivious": own[(own["defence"] != NO_DEFENCE) & ~own["adaptive"]],
+        "adaptive": own[(own["defence"] != NO_DEFENCE) & own["adaptive"]],
+    }
+    ends = ("", "_low", "_high")
+    table: Any = parts["oblivious"][[*cell, "defence", "n", "seed", *(f"clean_accuracy{end}" for end in ends)]]
+    for name, part in parts.items():
+        keys = cell if name == "robust_accuracy" else [*cell, "defence"]
+        renamed = part.rename(columns={"adaptive": "_"}).rename(
+            columns={f"robust_accuracy{end}": f"{name}{end}" for end in ends}
+        )
+        table = table.merge(renamed[[*keys, *(f"{name}{end}" for end in ends)]], on=keys, how="left")
+    return table.rename(columns={"source": "architecture"})
+
+
 def transfer_matrix(
     metrics: pd.DataFrame, attack: str, value: str = "robust_accuracy", *, defence: str = NO_DEFENCE
 ) -> pd.DataFrame:
@@ -216,7 +245,7 @@ def transfer_matrix(
         metrics: rows of `metric_table`, of any cells.
         attack: key of the attack config.
         value: a column of `METRIC_COLUMNS`.
-        defence: which defence the targets stand behind.
+        defence: which defence the targets stand behind; attacks that know it are left out.
 
     Returns:
         float [sources, targets], NaN where a cell is missing.
@@ -226,7 +255,7 @@ def transfer_matrix(
     """
     if value not in metrics:
         raise ValueError(f"transfer matrix: no column {value!r} in the metric table")
-    chosen: Any = metrics[(metrics["attack"] == attack) & (metrics["defence"] == defence)]
+    chosen: Any = metrics[(metrics["attack"] == attack) & (metrics["defence"] == defence) & ~metrics["adaptive"]]
     if chosen.empty:
         known = sorted(set(metrics["attack"] + " (defence " + metrics["defence"] + ")"))
         raise ValueError(f"transfer matrix: nothing measured for {attack} (defence {defence}), only for {known}")
@@ -236,7 +265,9 @@ def transfer_matrix(
     return chosen.pivot(index="source", columns="target", values=value).reindex(index=sources, columns=targets)
 
 
-def security_curve(metrics: pd.DataFrame, configs: Mapping[str, Any], *, defence: str = NO_DEFENCE) -> pd.DataFrame:
+def security_curve(
+    metrics: pd.DataFrame, configs: Mapping[str, Any], *, defence: str = NO_DEFENCE, adaptive: bool = False
+) -> pd.DataFrame:
     """Robust accuracy against eps, one curve per source, target and family of attack configs.
 
     A family is the attack configs whose keys differ in eps alone: `fgm_0.1` and `fgm_0.3` are `fgm`. Where their norms
@@ -246,6 +277,7 @@ def security_curve(metrics: pd.DataFrame, configs: Mapping[str, Any], *, defence
         metrics: rows of `metric_table`, of any cells.
         configs: attack config by key, for every attack in `metrics`; those without `eps` have no curve.
         defence: which defence the targets stand behind.
+        adaptive: whether the attacks know it.
 
     Returns:
         Rows by source, target, family and rising eps: `source`, `target`, `family`, `eps` (in the units of the norm),
@@ -255,7 +287,7 @@ def security_curve(metrics: pd.DataFrame, configs: Mapping[str, Any], *, defence
         ValueError: when an attack has no config, one point of a curve was measured twice, or the clean accuracies of
             one curve differ.
     """
-    chosen: Any = metrics[metrics["defence"] == defence]
+    chosen: Any = metrics[(metrics["defence"] == defence) & (metrics["adaptive"] == adaptive)]
     unknown = sorted(set(chosen["attack"]) - set(configs))
     if unknown:
         raise ValueError(f"security curve: no attack config for {unknown}")

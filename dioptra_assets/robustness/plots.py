@@ -246,6 +246,40 @@ def security_curves(curve: pd.DataFrame, *, class_count: int) -> bytes:
         return _png(figure)
 
 
+def poison_curves(curve: pd.DataFrame) -> bytes:
+    """Attack success and clean accuracy against the poisoned fraction, with 95 % intervals: one colour a model.
+
+    Args:
+        curve: rows of `poisoning.poison_curve`.
+
+    Returns:
+        The picture as PNG.
+
+    Raises:
+        ValueError: when a column is missing or there is no row.
+    """
+    rates = {"asr": "attack success rate", "clean_accuracy": "clean accuracy"}
+    ends = [f"{rate}{end}" for rate in rates for end in ("", "_low", "_high")]
+    _need(curve, ["architecture", "family", "poison_fraction", *ends], "curve")
+    lines = list(curve.groupby(["architecture", "family"], sort=False))
+    with _style():
+        figure = _figure(8.8, max(3.4, 0.25 * len(lines) + 1))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (rate, title) in zip(panels, rates.items(), strict=True):
+            for number, (key, line) in enumerate(lines):
+                architecture, family = key
+                colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+                share, label = 100 * line["poison_fraction"], _short(f"{family}, {architecture}", 34)
+                axes.fill_between(share, line[f"{rate}_low"], line[f"{rate}_high"], color=colour, alpha=0.14, lw=0)
+                axes.plot(share, line[rate], marker=marker, color=colour, label=label)
+            axes.set(title=title, xlabel="poisoned share of the eligible training rows, %")
+            axes.set_ylim(-0.02, 1.04)
+            _percent_axis(axes)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        return _png(figure)
+
+
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     """Counts of predictions (column) for each true class (row); colour is the share of the row.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-KEYS = ["source", "attack", "target", "defence"]
+KEYS = ["source", "attack", "target", "defence", "adaptive"]
 STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
 LABELS = {
     **{"asr": "ASR", "auc": "AUC", "n": "n", "mlflow_run_id": "MLflow run", "stdev": "stdev", "iqr": "IQR"},
@@ -59,6 +59,7 @@ class ReportData:
         versions: software name to version.
         missing: cells that the report should have had, in words.
         commands: what to type to get the same report, in order.
+        sections: what else the experiment measured.
     """
 
     experiment: str
@@ -74,6 +75,24 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()
     commands: Sequence[str] = ()
+    sections: Sequence["Section"] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """One more part of a report: defences, backdoors, model inversion, sanity checks.
+
+    Attributes:
+        title: its heading.
+        text: one paragraph that says how to read it.
+        table: what was measured; a rate has the ends of its 95 % interval in `_low` and `_high`.
+        pictures: caption and PNG.
+    """
+
+    title: str
+    text: str
+    table: pd.DataFrame
+    pictures: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,8 @@ def render_report(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         report=data,
         headlines=headlines,
+        # An experiment without evasion attacks has no parts on them; one whose cells are all missing says so.
+        evasion=len(data.metrics) > 0 or not data.sections,
         attack_groups=_attack_groups(data.attacks),
         data_table=_table(data.data, "Image sets"),
         model_table=_table(data.models.rename(columns={e: f"clean_accuracy_{e}" for e in ("low", "high")}), "Models"),
@@ -140,9 +161,17 @@ def render_report(data: ReportData) -> str:
             for attack, matrix in data.transfer_matrices.items()
         ],
         figures=[p for name, p in pictures.items() if name.split("/")[0] not in _PLACED],
-        rates=_table(data.metrics[[c for c in data.metrics if not _is_distance(str(c))]], "Metric table"),
+        rates=_table(data.metrics[_rate_columns(data.metrics)], "Metric table"),
         distances=_distances(data.metrics),
         grids=[_embedded(title, png, f"{title}. {_GRID_ALT}") for title, png in data.grids],
+        sections=[
+            (
+                section,
+                _table(section.table, section.title),
+                [_embedded(caption, png, caption) for caption, png in section.pictures],
+            )
+            for section in data.sections
+        ],
         provenance=_table(data.provenance, "Stored values", shorten=False),
     )
 
@@ -163,6 +192,12 @@ def rate(value: float, low: float = math.nan, high: float = math.nan) -> tuple[s
         return "–", ""
     interval = "" if pd.isna(low) or pd.isna(high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
     return f"{100 * value:.1f} %", interval
+
+
+def _rate_columns(metrics: pd.DataFrame) -> list[str]:
+    """Everything but distances; whether an attack is adaptive says something only beside a defence."""
+    plain = "adaptive" in metrics and not metrics["adaptive"].any()
+    return [c for c in map(str, metrics) if not _is_distance(c) and not (plain and c == "adaptive")]
 
 
 def _headlines(metrics: pd.DataFrame) -> list[dict[str, Any]]:

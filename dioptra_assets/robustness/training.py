@@ -11,6 +11,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dioptra_assets.robustness.adversarial_training import (
+    MadryTraining,
+    adversarial_training,
+    robust_validation,
+    validation_sample,
+)
 from dioptra_assets.robustness.architectures import (
     ARCHITECTURES,
     IMAGENET_CLASSES,
@@ -21,6 +27,7 @@ from dioptra_assets.robustness.architectures import (
 )
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.seeds import derive_seed
 
 if TYPE_CHECKING:
     import keras
@@ -52,7 +59,11 @@ class TrainingRecipe(BaseModel):
     early_stopping: int | None = Field(
         default=None,
         ge=1,
-        description="Stop when the validation loss has not fallen for so many epochs, and go back to the best one.",
+        description="Stop when the validation loss (with madry: that of the attacked images) has not fallen for so many"
+        " epochs, and go back to the best one.",
+    )
+    madry: MadryTraining | None = Field(
+        default=None, description="Adversarial training after Madry et al. Left out: training on the images themselves."
     )
     weights: str | None = Field(
         default=None,
@@ -102,7 +113,9 @@ class TrainedModel:
 
     Attributes:
         model: takes pixels in [0, 1], gives logits.
-        history: one row per epoch: epoch, loss, accuracy and, with a validation split, val_loss and val_accuracy.
+        history: one row per epoch: epoch, loss, accuracy and, with a validation split, val_loss and val_accuracy. With
+            madry, loss and accuracy are those of the adversarial images trained on, and a validation split also gives
+            val_robust_loss and val_robust_accuracy, of up to 1,000 of its rows under the same attack.
         seed: the seed that was used.
         training_rows: number of images trained on.
         validation_rows: number of images held out.
@@ -126,7 +139,8 @@ def train(
 
     Args:
         recipe: the architecture and its parameters.
-        training_set: the images; the validation rows are taken from them.
+        training_set: the images; the validation rows are taken from them. Where its index has the column `split`
+            (`training` or `validation`), that says which rows are held out, and not the recipe's `validation_split`.
         seed: used unless the recipe has its own.
         progress: gets a line at each epoch's end and every ten seconds.
 
@@ -154,28 +168,40 @@ def train(
     whole_epochs = int(recipe.epochs)
     last_steps = round((recipe.epochs - whole_epochs) * steps)
     callbacks = [_progress_callback(steps, math.ceil(recipe.epochs), progress), keras.callbacks.TerminateOnNaN()]
+    if recipe.madry and len(validation_rows):
+        sample = validation_sample(validation_rows, training_set.image_shape)
+        attacked, labels = training_set.images(sample), training_set.labels[sample]
+        callbacks.insert(0, robust_validation(recipe.madry, model, attacked, labels, seed))
     if recipe.early_stopping:
-        callbacks.append(keras.callbacks.EarlyStopping(patience=recipe.early_stopping, restore_best_weights=True))
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor="val_robust_loss" if recipe.madry else "val_loss",
+                mode="min",
+                patience=recipe.early_stopping,
+                restore_best_weights=True,
+            )
+        )
     rows: list[dict[str, float]] = []
     stages = [(0, whole_epochs, steps), (whole_epochs, whole_epochs + 1, last_steps)]
-    for stage, (first, last, steps_per_epoch) in enumerate(stages):
-        if last == first or steps_per_epoch == 0 or model.stop_training:
-            continue
-        # Keras reads ahead, so each call of fit has a stream of its own.
-        generator = np.random.default_rng([seed, stage])
-        fitted = model.fit(
-            training_batches(training_set, training_rows, recipe.batch_size, generator),
-            initial_epoch=first,
-            epochs=last,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=_validation_batches(training_set, validation_rows) if len(validation_rows) else None,
-            shuffle=False,
-            validation_steps=math.ceil(len(validation_rows) / 256) if len(validation_rows) else None,
-            callbacks=callbacks,
-            verbose=cast(Any, 0),
-        )
-        history = cast(dict[str, list[float]], fitted.history)
-        rows += [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+    with adversarial_training(recipe.madry, model, derive_seed(seed, "random starts")):
+        for stage, (first, last, steps_per_epoch) in enumerate(stages):
+            if last == first or steps_per_epoch == 0 or model.stop_training:
+                continue
+            # Keras reads ahead, so each call of fit has a stream of its own.
+            generator = np.random.default_rng([seed, stage])
+            fitted = model.fit(
+                training_batches(training_set, training_rows, recipe.batch_size, generator),
+                initial_epoch=first,
+                epochs=last,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=_validation_batches(training_set, validation_rows) if len(validation_rows) else None,
+                shuffle=False,
+                validation_steps=math.ceil(len(validation_rows) / 256) if len(validation_rows) else None,
+                callbacks=callbacks,
+                verbose=cast(Any, 0),
+            )
+            history = cast(dict[str, list[float]], fitted.history)
+            rows += [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
     table = pd.DataFrame(rows) if rows else pd.DataFrame({"loss": [], "accuracy": []})
     table.insert(0, "epoch", np.arange(1, len(table) + 1))
     if not np.isfinite(table["loss"].to_numpy(np.float64)).all():
@@ -214,22 +240,28 @@ def initial_model(recipe: TrainingRecipe, image_shape: ImageShape, class_count: 
 def split_rows(training_set: ImageSet, validation_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Row positions to train on and to validate on, each ascending: stratified by class and seeded.
 
+    A set whose index has the column `split` was split before, and says itself.
+
     Raises:
         ValueError: when a class has too few images to stand on both sides.
     """
-    rows = np.arange(len(training_set))
+    if "split" not in training_set.index:
+        return split_labels(training_set.labels, validation_split, seed, training_set.name)
+    split = training_set.index["split"].to_numpy()
+    return np.flatnonzero(split == "training"), np.flatnonzero(split == "validation")
+
+
+def split_labels(labels: np.ndarray, validation_split: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of rows with the labels int64 [n] of a set of that name."""
+    rows = np.arange(len(labels))
     if not validation_split:
         return rows, rows[:0]
     from sklearn.model_selection import train_test_split
 
     try:
-        kept, held_out = train_test_split(
-            rows, test_size=validation_split, random_state=seed, stratify=training_set.labels
-        )
+        kept, held_out = train_test_split(rows, test_size=validation_split, random_state=seed, stratify=labels)
     except ValueError as error:
-        raise ValueError(
-            f"{training_set.name}: a validation_split of {validation_split} is not possible ({error})"
-        ) from error
+        raise ValueError(f"{name}: a validation_split of {validation_split} is not possible ({error})") from error
     return np.sort(kept), np.sort(held_out)
 
 

@@ -15,6 +15,7 @@ from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, evasion_success
 from dioptra_assets.robustness.metrics import (
     METRIC_COLUMNS,
     RATES,
+    defence_comparison,
     macro_auc,
     macro_precision_recall,
     metric_table,
@@ -44,6 +45,7 @@ def _examples(
             "attack": attack,
             "target": target,
             "defence": "none",
+            "adaptive": False,
             "clean_prediction": clean,
             "clean_confidence": np.float32(0.9),
             "adversarial_prediction": adversarial,
@@ -291,7 +293,7 @@ def test_mixed_seeds_are_refused():
 
 def test_a_batch_dropped_for_one_target_is_refused():
     short = _examples(target="shallow_net").iloc[:150]
-    with pytest.raises(ValueError, match=r"le_net\|none 200, shallow_net\|none 150"):
+    with pytest.raises(ValueError, match=r"le_net\|none\|False 200, shallow_net\|none\|False 150"):
         _measure(pd.concat([_examples(), short]))
 
 
@@ -333,7 +335,11 @@ def test_an_empty_or_partial_table_is_refused():
 def _metrics(rows: list[tuple[str, str, str, float]], seed: int = 7) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["source", "attack", "target", "robust_accuracy"])
     table = table.assign(
-        defence="none", n=100, seed=seed, clean_accuracy=[0.9 if t == "le" else 0.8 for t in table.target]
+        defence="none",
+        adaptive=False,
+        n=100,
+        seed=seed,
+        clean_accuracy=[0.9 if t == "le" else 0.8 for t in table.target],
     )
     for name in ("clean_accuracy", "robust_accuracy"):
         table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.05, table[name] + 0.05
@@ -417,3 +423,39 @@ def test_a_security_curve_over_two_models_or_two_runs_is_refused():
     metrics.loc[3, "clean_accuracy"] = 0.85
     with pytest.raises(ValueError, match=r"clean accuracies beside \['fgm_0.3', 'fgm_0.1'\] differ"):
         security_curve(metrics, FGM)
+
+
+def _judged(*rows: tuple[str, str, str, bool, float]) -> pd.DataFrame:
+    """Metric rows of source, target, defence, adaptive and robust accuracy, under one attack."""
+    table = pd.DataFrame(rows, columns=["source", "target", "defence", "adaptive", "robust_accuracy"])
+    rate = table["robust_accuracy"]
+    clean = {f"clean_accuracy{end}": 0.9 for end in ("", "_low", "_high")}
+    return table.assign(
+        attack="pgd", n=100, seed=3, robust_accuracy_low=rate - 0.1, robust_accuracy_high=rate + 0.1, **clean
+    )
+
+
+def test_a_defence_stands_beside_the_model_without_it_oblivious_and_adaptive():
+    table = _judged(
+        ("a", "a", "none", False, 0.2),
+        ("a", "b", "none", False, 0.7),
+        ("a", "a", "jpeg", False, 0.6),
+        ("a", "a", "jpeg", True, 0.3),
+        ("a", "a", "noise", False, 0.5),
+        ("a", "a", "noise", True, 0.25),
+    )
+    compared = defence_comparison(table)
+    three = ["robust_accuracy", "oblivious", "adaptive"]
+    assert compared[["architecture", "attack", "defence", *three]].to_numpy().tolist() == [
+        ["a", "pgd", "jpeg", 0.2, 0.6, 0.3],
+        ["a", "pgd", "noise", 0.2, 0.5, 0.25],
+    ]
+    for rate in three:
+        np.testing.assert_allclose(compared[f"{rate}_low"], compared[rate] - 0.1)
+        np.testing.assert_allclose(compared[f"{rate}_high"], compared[rate] + 0.1)
+
+
+def test_a_defence_that_was_judged_one_way_alone_has_an_empty_place():
+    compared = defence_comparison(_judged(("a", "a", "none", False, 0.2), ("a", "a", "jpeg", False, 0.6)))
+    assert compared["oblivious"].tolist() == [0.6]
+    assert compared["adaptive"].isna().all()

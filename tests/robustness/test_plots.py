@@ -44,6 +44,18 @@ def curve(names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["source", "target", "family", "eps", "robust_accuracy", "low", "high"])
 
 
+def backdoor_curve(names: list[str]) -> pd.DataFrame:
+    rates = ("asr", "clean_accuracy")
+    points = [
+        (name, family, share, *(rate + end for rate in (0.5 + share, 0.9 - share) for end in (0, -0.02, 0.02)))
+        for name in names
+        for family in ["baseline", "clean_label"]
+        for share in [0.0, 0.1, 0.3]
+    ]
+    ends = [f"{rate}{end}" for rate in rates for end in ("", "_low", "_high")]
+    return pd.DataFrame(points, columns=["architecture", "family", "poison_fraction", *ends])
+
+
 def matrix(names: list[str]) -> pd.DataFrame:
     values = np.linspace(0, 1, len(names) ** 2).reshape(len(names), len(names))
     values[0, -1] = np.nan
@@ -58,6 +70,8 @@ PICTURES = {
     "loss_curves_one_epoch": lambda: plots.loss_curves(history()[["epoch", "loss", "accuracy"]].head(1)),
     "transfer_heat_map": lambda: plots.transfer_heat_map(matrix(["le_net", "m" * 60]), title=HOSTILE),
     "security_curves": lambda: plots.security_curves(curve(["le_net", HOSTILE]), class_count=10),
+    "poison_curves": lambda: plots.poison_curves(backdoor_curve(["le_net", HOSTILE])),
+    "poison_curves_one_point": lambda: plots.poison_curves(backdoor_curve(["le_net"]).head(1)),
     "confusion_matrix": lambda: plots.confusion_matrix(np.eye(3, dtype=int) * 5, ["a", "long class name", HOSTILE]),
     "confusion_matrix_large": lambda: plots.confusion_matrix(np.eye(21, dtype=int), [str(i) for i in range(21)]),
 }
@@ -123,6 +137,15 @@ def test_a_missing_cell_is_not_drawn_as_zero():
     assert plots.transfer_heat_map(known, title="t") != plots.transfer_heat_map(known.fillna(0.0), title="t")
 
 
+def test_attack_success_and_clean_accuracy_have_panels_of_their_own():
+    known = backdoor_curve(["a"])
+    half = decoded(plots.poison_curves(known)).shape[1] // 2
+    other = known.assign(asr=0.2, asr_low=0.1, asr_high=0.3)
+    before, after = decoded(plots.poison_curves(known)), decoded(plots.poison_curves(other))
+    columns = np.flatnonzero((before != after).any(axis=(0, 2)))
+    assert len(columns) and columns.max() < half, "the left panel alone shows attack success"
+
+
 def test_names_cut_short_keep_both_ends():
     assert plots._short("resnet50_imagenet_eps_0.25", 15) == "resnet5…ps_0.25"
     assert plots._short("le_net", 15) == "le_net"
@@ -148,6 +171,8 @@ def test_a_family_without_markers_left_still_gets_one():
         (lambda: plots.loss_curves(history().head(0)), "no row"),
         (lambda: plots.transfer_heat_map(pd.DataFrame(), title="t"), "no cell"),
         (lambda: plots.security_curves(curve(["a"]).drop(columns="low"), class_count=10), "low"),
+        (lambda: plots.poison_curves(backdoor_curve(["a"]).drop(columns="asr_low")), "asr_low"),
+        (lambda: plots.poison_curves(backdoor_curve(["a"]).head(0)), "no row"),
         (lambda: plots.confusion_matrix(np.eye(3, dtype=int), ["a", "b"]), "2 class names"),
     ],
 )

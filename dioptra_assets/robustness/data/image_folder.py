@@ -1,5 +1,6 @@
 """Photographs in folders, one folder a class: `training/CLASS/*` and `testing/CLASS/*`."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -7,13 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from dioptra_assets.robustness.data.base import DataError, DataSource, Side, Split, to_float
+from dioptra_assets.robustness.architectures import IMAGENET_CLASSES
+from dioptra_assets.robustness.data.base import (
+    DATA_VARIABLE,
+    DataError,
+    DataSource,
+    Side,
+    Split,
+    local_data,
+    to_float,
+)
 from dioptra_assets.robustness.data.image_file import check_header, decode
 from dioptra_assets.robustness.image_set import ImageSet
 
@@ -21,6 +31,11 @@ from dioptra_assets.robustness.image_set import ImageSet
 THREADS = 4
 FILES_PER_ROUND = 1000
 FILES_PER_ERROR = 10
+# The classes of Keras' pretrained models: position -> [WordNet id, name]. The checksum is the one that Keras asks for.
+CLASS_INDEX = "imagenet_class_index.json"
+CLASS_INDEX_URL = f"https://storage.googleapis.com/download.tensorflow.org/data/{CLASS_INDEX}"
+CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
+TIMEOUT_SECONDS = 30
 
 
 class ImageFolderSource(DataSource, frozen=True):
@@ -36,13 +51,15 @@ class ImageFolderSource(DataSource, frozen=True):
     first is taken.
 
     Attributes:
-        directory: the folder that holds `training`, `testing` or both. No link in them may leave it.
+        directory: the folder that holds `training`, `testing` or both. No link in them may leave it. A relative path is
+            looked for in the working directory, then in the folder that DIOPTRA_ASSETS_DATA names.
         image_size: (height, width) in pixels.
         channels: 1 for grey, 3 for RGB.
         resize: the filter of Pillow; `bilinear` and `bicubic` smooth before they shrink.
         max_pixels: the most pixels that a file may declare. Decoding takes up to about 12 bytes a pixel, four files at
             a time. Pillow takes more than 89,478,485 for a decompression bomb.
-        classes: the class folders, in the order of the labels of a pretrained model. The folders may be fewer.
+        classes: the class folders, in the order of the labels of a pretrained model, or `imagenet`: the 1,000 WordNet
+            ids in the order of models pretrained on ImageNet. The folders may be fewer.
         classes_file: the same as a UTF-8 text file, one class a line.
     """
 
@@ -52,14 +69,14 @@ class ImageFolderSource(DataSource, frozen=True):
     channels: Literal[1, 3] = 3
     resize: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     max_pixels: int = Field(default=50_000_000, ge=1, le=89_478_485)
-    classes: tuple[str, ...] | None = Field(default=None, min_length=1)
+    classes: Literal["imagenet"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     classes_file: Path | None = None
 
     @model_validator(mode="after")
     def _one_list_of_classes(self) -> "ImageFolderSource":
         if self.classes and self.classes_file:
             raise ValueError("classes and classes_file are both given: give one")
-        _check_classes(self.classes or (), "classes")
+        _check_classes(self.classes if isinstance(self.classes, tuple) else (), "classes")
         return self
 
     @property
@@ -73,6 +90,8 @@ class ImageFolderSource(DataSource, frozen=True):
         Raises:
             DataError: when `classes_file` cannot be used.
         """
+        if self.classes == "imagenet":
+            return IMAGENET_CLASSES
         listed = self._listed_classes()
         return len(listed) if listed else None
 
@@ -83,9 +102,10 @@ class ImageFolderSource(DataSource, frozen=True):
         photograph), and a damaged file is refused before a model has been trained on the ones before it.
 
         Raises:
-            DataError: when a folder, class or file is missing or refused; it is named.
+            DataError: when a folder, class or file is missing or refused; it is named. With `classes: imagenet` also
+                when the list of their ids is neither on this machine nor to be had.
         """
-        root = self.directory.expanduser().resolve()
+        root = _root(self.directory.expanduser())
         folders = {name: _class_folders(root, name) for name in get_args(Split)}
         chosen = folders[split]
         if chosen is None:
@@ -107,6 +127,8 @@ class ImageFolderSource(DataSource, frozen=True):
         return ImageSet(pixels, index, class_names, f"{root.name}/{split}_set")
 
     def _listed_classes(self) -> tuple[str, ...]:
+        if self.classes == "imagenet":
+            return _imagenet_classes()
         if self.classes_file is None:
             return self.classes or ()
         try:
@@ -161,6 +183,61 @@ class _FilePixels:
             for row, image in enumerate(threads.map(self.read, paths)):
                 images[row] = image
         return to_float(images)
+
+
+def _root(directory: Path) -> Path:
+    """The folder itself; a relative one may stand among the data of this machine."""
+    if directory.is_absolute() or directory.is_dir():
+        return directory.resolve()
+    found = None if ".." in directory.parts else local_data(str(directory))
+    if found is None:
+        raise DataError(
+            f"{directory}: is no folder of {Path.cwd()}, nor of the data that the environment variable"
+            f" {DATA_VARIABLE} names; give `directory` in full, or set the variable to the folder that holds it"
+        )
+    for path in (found, *found.parents[: len(directory.parts) - 1]):
+        if path.is_symlink():
+            raise DataError(f"{path}: is a link; give `directory` in full where the images stand elsewhere")
+    return found.resolve()
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    """The WordNet ids of the 1,000 classes, in the order of the pretrained models' labels."""
+    folder = local_data("imagenet")
+    path = folder / CLASS_INDEX if folder else None
+    if path is None or not path.is_file():
+        path = _download_class_index()
+    try:
+        positions = json.loads(path.read_text("utf-8"))
+        names = tuple(str(positions[str(position)][0]) for position in range(IMAGENET_CLASSES))
+        _check_classes(names, str(path))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read as {CLASS_INDEX} ({type(error).__name__}: {error})") from error
+    return names
+
+
+def _download_class_index() -> Path:
+    """The file in the user's cache, fetched when it is not there whole; a broken download leaves nothing behind."""
+    import platformdirs
+    import pooch
+
+    cache = platformdirs.user_cache_path("dioptra-assets") / "imagenet"
+    try:
+        path = pooch.retrieve(
+            CLASS_INDEX_URL,
+            known_hash=f"md5:{CLASS_INDEX_MD5}",
+            fname=CLASS_INDEX,
+            path=cache,
+            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS),  # pyright: ignore[reportArgumentType]
+        )
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch raises ValueError on a wrong hash
+        why = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{CLASS_INDEX}, the classes of ImageNet, could not be fetched to {cache} from {CLASS_INDEX_URL}"
+            f" ({type(error).__name__}: {why}): put the file into imagenet/ of the folder that the environment variable"
+            f" {DATA_VARIABLE} names, or list the ids of the classes under `classes`"
+        ) from error
+    return Path(path)
 
 
 def _check_classes(names: Iterable[str], where: str) -> None:

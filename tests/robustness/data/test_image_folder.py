@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import random
 import struct
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from dioptra_assets.robustness.data import DataError, ImageFolderSource, base
+from dioptra_assets.robustness.data import DataError, ImageFolderSource, base, image_folder
 from dioptra_assets.robustness.data.image_file import decode
 
 
@@ -103,6 +104,85 @@ def test_listed_classes_give_the_labels_of_a_pretrained_model(tmp_path: Path) ->
 
 def test_the_number_of_classes_is_unknown_until_the_folders_are_read(animals: Path) -> None:
     assert _source(animals).class_count() is None
+
+
+def test_a_relative_folder_is_found_here_and_then_among_the_data(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = _folder(tmp_path / "data/many/animals", {"training/cow": ["a.png"]}).parent
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv(base.DATA_VARIABLE, str(elsewhere.parent))
+    assert _source(Path("many/animals")).load("training").class_names == ("cow",)
+    (tmp_path / "work/many").mkdir()
+    animals.rename(tmp_path / "work/many/animals")
+    assert _source(Path("many/animals")).load("training").class_names == ("cat", "dog")
+
+
+def test_a_relative_folder_does_not_lead_out_of_the_data(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(animals.parent)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv(base.DATA_VARIABLE, str(tmp_path / "data"))
+    assert f"{tmp_path}/data/link: is a link" in _refusal(Path("link/animals"))
+    # It is there, seen from the data and not from the working directory.
+    monkeypatch.chdir("/")
+    assert (tmp_path / "data/../animals").is_dir()
+    assert "../animals: is no folder of /, nor of the data" in _refusal(Path("../animals"))
+
+
+@pytest.fixture
+def ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A local list of the classes of ImageNet, its ids made up and out of order."""
+    made_up = [f"n{(7 * number) % 1000:08d}" for number in range(1000)]
+    (tmp_path / "data/imagenet").mkdir(parents=True)
+    index = {str(position): [wnid, "a name"] for position, wnid in enumerate(made_up)}
+    (tmp_path / "data/imagenet" / image_folder.CLASS_INDEX).write_text(json.dumps(index))
+    monkeypatch.setenv(base.DATA_VARIABLE, str(tmp_path / "data"))
+    return made_up
+
+
+def test_the_classes_of_imagenet_stand_in_the_order_of_the_pretrained_models(tmp_path: Path, ids: list[str]) -> None:
+    root = _folder(tmp_path / "photographs", {f"testing/{ids[position]}": ["a.png"] for position in (10, 2, 999)})
+    loaded = _source(root, classes="imagenet").load("testing")
+    assert loaded.class_names == tuple(ids)
+    assert dict(zip(loaded.index["image_id"], loaded.labels, strict=True)) == {
+        f"{ids[position]}/a.png": position for position in (2, 10, 999)
+    }
+
+
+def test_a_folder_that_is_no_class_of_imagenet_is_refused(animals: Path, ids: list[str]) -> None:
+    assert "class 'cat' is not in the list of classes" in _refusal(animals, classes="imagenet")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"0": ["n00000000", "a"]}', json.dumps({str(n): 1 for n in range(1000)})]
+)
+def test_a_bad_list_of_the_classes_of_imagenet_is_refused_by_name(animals: Path, ids: list[str], content: str) -> None:
+    path = animals.parent / "data/imagenet" / image_folder.CLASS_INDEX
+    path.write_text(content)
+    assert f"{path}: cannot be read as" in _refusal(animals, classes="imagenet")
+
+
+def test_the_number_of_the_classes_of_imagenet_is_known_and_a_failed_download_is_said(
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import platformdirs
+
+    # Nothing listens on the discard port.
+    address = "http://127.0.0.1:9/imagenet_class_index.json"
+    monkeypatch.setattr(image_folder, "local_data", lambda name: None)
+    monkeypatch.setattr(image_folder, "CLASS_INDEX_URL", address)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert _source(animals, classes="imagenet").class_count() == 1000
+    message = _refusal(animals, classes="imagenet")
+    assert address in message
+    assert f"put the file into imagenet/ of the folder that the environment variable {base.DATA_VARIABLE}" in message
+    assert "under `classes`" in message
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -346,6 +426,8 @@ def test_several_bad_files_are_named_at_once(animals: Path) -> None:
         ({"classes": ["a", "a"]}, "'a' stands twice"),
         ({"classes": ["a/b"]}, "'a/b' cannot be a class folder"),
         ({"classes": []}, "at least 1"),
+        ({"classes": "cifar"}, "'imagenet'"),
+        ({"classes": "imagenet", "classes_file": "x"}, "give one"),
         ({"classes": ["a"], "classes_file": "x"}, "give one"),
         ({"max_pixels": 100_000_000}, "max_pixels"),
     ],

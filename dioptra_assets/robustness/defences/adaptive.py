@@ -1,0 +1,123 @@
+"""The attacker who knows the defence: model and defence attacked together.
+
+A defence that an attack does not see stops it at times only because the attack was not aimed at it. What a
+preprocessing defence is worth is told by an attack on the whole (Athalye et al. 2018, arXiv 1802.00420; Tramer et al.
+2020, arXiv 2002.08347), so its oblivious and its adaptive number belong side by side.
+"""
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from dioptra_assets.robustness.defences.base import Defence
+from dioptra_assets.robustness.defences.gaussian_augmentation import GaussianAugmentation
+from dioptra_assets.robustness.seeds import derive_seed
+
+DEFAULT_EOT_SAMPLES = 10
+
+
+class DefendedModel:
+    """A model behind a defence, with what attacks use of a Keras model; made by :func:`defended_model`."""
+
+    def __init__(self, model: Any, defence: Defence, seed: int, eot_samples: int) -> None:
+        self.model = model
+        self.defence = defence
+        self.eot_samples = eot_samples
+        # Not the streams that a defended set is drawn from: the attacker knows the defence, not its dice.
+        self._seeds = [derive_seed(seed, "expectation over transformation", str(i)) for i in range(eot_samples)]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"{self.model.name} behind {self.defence.method}"
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """(None, height, width, channels)."""
+        return self.model.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int | None, ...]:
+        """(None, classes)."""
+        return self.model.output_shape
+
+    @property
+    def layers(self) -> list[Any]:
+        """The layers of the model."""
+        return self.model.layers
+
+    def __call__(self, images: Any, training: bool = False) -> Any:
+        """Logits [rows, classes] of float32 images [rows, height, width, channels]; with noise, their mean."""
+        import tensorflow as tf
+
+        images = tf.convert_to_tensor(images, tf.float32)
+        if not isinstance(self.defence, GaussianAugmentation):
+            return self.model(_straight_through(self.defence, images), training=training)
+        noise = tf.numpy_function(self._noise, [images], tf.float32)
+        noise = tf.ensure_shape(noise, [self.eot_samples, *images.shape])
+        noisy = tf.clip_by_value(images[None] + noise, 0.0, 1.0)  # pyright: ignore[reportOptionalSubscript]
+        logits = self.model(tf.reshape(noisy, [-1, *images.shape[1:]]), training=training)
+        return tf.reduce_mean(tf.reshape(logits, [self.eot_samples, -1, logits.shape[-1]]), axis=0)
+
+    def _noise(self, images: np.ndarray) -> np.ndarray:
+        """float32 [samples, rows, height, width, channels]; anew for each step of an attack, the same in any batch.
+
+        A model is not told step and row. The pixels tell both, but for a rounding, which must not change the noise.
+        """
+        assert isinstance(self.defence, GaussianAugmentation)
+        rounded = np.rint(images * 4095.0).astype(np.int32)
+        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rounded)
+        keys = np.frombuffer(digests, "<u8")
+        return np.stack([self.defence.noise(images.shape, keys=keys, seed=seed) for seed in self._seeds])
+
+
+@functools.lru_cache(maxsize=16)
+def defended_model(model: Any, defence: Defence, seed: int, eot_samples: int = DEFAULT_EOT_SAMPLES) -> Any:
+    """What an adaptive attack attacks: a stand-in for the model, to be handed to `perturb_set` in its place.
+
+    Smoothing and JPEG are applied forwards and taken for the identity backwards, since their output is near their input
+    (backward pass differentiable approximation, BPDA: Athalye et al. 2018, section 4.1). With noise the logits are the
+    mean over `eot_samples` draws, clipping included, so their gradient is the mean of the draws' gradients (expectation
+    over transformation, EOT: section 4.2). The draws are new whenever the pixels are, depend on nothing else but
+    `seed`, and are not those of a defended set.
+
+    The same arguments give the same object, so attacks that are compiled once a model are compiled once here too.
+
+    Args:
+        model: a Keras model that gives logits, on the backend TensorFlow.
+        defence: with `apply_predict` false it does not stand before the model, and the model itself is given back.
+        seed: of the cell, 0 or more.
+        eot_samples: draws of a random defence, at least 1; memory and time of an attack grow with it. Without effect
+            on the others.
+
+    Raises:
+        ValueError: when `eot_samples` is below 1.
+        RuntimeError: when Keras does not run on TensorFlow.
+    """
+    import keras
+
+    if eot_samples < 1:
+        raise ValueError(f"eot_samples is {eot_samples}, it must be at least 1")
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"adaptive attacks need Keras on tensorflow, not on {keras.backend.backend()}: set KERAS_BACKEND to "
+            "tensorflow"
+        )
+    return DefendedModel(model, defence, seed, eot_samples) if defence.apply_predict else model
+
+
+def _straight_through(defence: Defence, images: Any) -> Any:
+    """The defended images, with the gradient of the identity."""
+    import tensorflow as tf
+
+    def transform(pixels: np.ndarray) -> np.ndarray:
+        return defence.transform(pixels, rows=np.zeros(len(pixels), np.int64), seed=0)
+
+    @tf.custom_gradient
+    def through(x: Any) -> Any:
+        defended = tf.ensure_shape(tf.numpy_function(transform, [x], tf.float32), x.shape)
+        return defended, lambda upstream: upstream
+
+    return through(images)

@@ -1,0 +1,222 @@
+"""Each sanity check passes what is right, finds what is wrong, and says what it would need where it cannot judge."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dioptra_assets.robustness.attacks import FastGradientMethod, ProjectedGradientDescent, SquareAttack
+from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.sanity import CHECKS, SanityResult, larger, noisy, sanity_checks
+
+N = 1000
+NO_NOISE = pd.DataFrame(columns=["target", "norm", "eps", "robust_accuracy", "n"])
+CONFIGS = {
+    "fgm": FastGradientMethod(eps=0.3),
+    "weak": FastGradientMethod(eps=0.1),
+    "fgm_l2": FastGradientMethod(eps=0.3, norm=2),
+    "pgd": ProjectedGradientDescent(eps=0.3, eps_step=0.05, steps=10),
+    "pgd_long": ProjectedGradientDescent(eps=0.3, eps_step=0.05, steps=20),
+    "pgd_large": ProjectedGradientDescent(eps=0.5, eps_step=0.05, steps=20),
+    "square": SquareAttack(eps=0.3),
+}
+
+
+def metrics(*rows: tuple[str, str, str, float] | tuple[str, str, str, float, str, bool]) -> pd.DataFrame:
+    """Rows of source, attack, target and robust accuracy, and for those behind a defence its name and `adaptive`."""
+    full = [row if len(row) == 6 else (*row, "none", False) for row in rows]
+    columns = ["source", "attack", "target", "robust_accuracy", "defence", "adaptive"]
+    return pd.DataFrame(full, columns=columns).assign(n=N)
+
+
+def noise(rate: float, *, norm: str = "inf", eps: float = 0.3) -> pd.DataFrame:
+    return pd.DataFrame([{"target": "a", "norm": norm, "eps": eps, "robust_accuracy": rate, "n": N}])
+
+
+def check(name: str, table: pd.DataFrame, **more: Any) -> SanityResult:
+    arguments: dict[str, Any] = {"class_count": 10, "noise": NO_NOISE, "zero_gradients": {}, **more}
+    results = {result.name: result for result in sanity_checks(table, CONFIGS, **arguments)}
+    assert list(results) == list(CHECKS), "one result a check, in their order"
+    return results[name]
+
+
+def own(**rates: float) -> pd.DataFrame:
+    """Each attack on model `a` itself."""
+    return metrics(*(("a", key, "a", rate) for key, rate in rates.items()))
+
+
+def transfer(on_own: float, from_other: float) -> pd.DataFrame:
+    return metrics(("a", "fgm", "a", on_own), ("b", "fgm", "a", from_other))
+
+
+def behind(oblivious: float, adaptive: float) -> pd.DataFrame:
+    return metrics(
+        ("a", "fgm", "a", 0.3), ("a", "fgm", "a", oblivious, "jpeg", False), ("a", "fgm", "a", adaptive, "jpeg", True)
+    )
+
+
+Case = tuple[pd.DataFrame, dict[str, Any]]
+# Check -> what it passes, what it fails, a word of what it then says, what it cannot judge, and what to declare for it.
+CASES: dict[str, tuple[Case, Case, str, Case, str]] = {
+    "iterative_attacks_are_no_weaker": (
+        (own(fgm=0.3, pgd=0.1), {}),
+        (own(fgm=0.1, pgd=0.3), {}),
+        "a|pgd on a: 30.0% is weaker than a|fgm on a: 10.0%",
+        (own(fgm_l2=0.1, pgd=0.3), {}),
+        "an fgm and a pgd or bim of one norm and eps",
+    ),
+    "success_grows_with_eps": (
+        (own(weak=0.6, fgm=0.3), {}),
+        (own(weak=0.3, fgm=0.6), {}),
+        "a|fgm on a: 60.0% is weaker than a|weak on a: 30.0%",
+        (own(fgm=0.3, pgd=0.1), {}),
+        "several values of eps",
+    ),
+    "a_large_eps_reaches_chance": (
+        (own(pgd_large=0.1), {}),
+        (own(pgd_large=0.2), {}),
+        "a|pgd_large on a: 20.0% is more than guessing, 10.0%",
+        (own(pgd=0.5, fgm=0.5), {}),
+        "eps 0.5",
+    ),
+    "transferred_attacks_are_no_stronger": (
+        (transfer(0.1, 0.5), {}),
+        (transfer(0.5, 0.1), {}),
+        "a|fgm on a: 50.0% is weaker than b|fgm on a: 10.0%",
+        (own(fgm=0.3), {}),
+        "two architectures",
+    ),
+    "black_box_attacks_are_no_stronger": (
+        (own(square=0.3, pgd=0.1), {}),
+        (own(square=0.1, pgd=0.3), {}),
+        "a|pgd on a: 30.0% is weaker than a|square on a: 10.0%",
+        (own(square=0.1, fgm=0.3), {}),
+        "a square and a pgd or bim",
+    ),
+    "twice_the_steps_change_nothing": (
+        (own(pgd=0.11, pgd_long=0.1), {}),
+        (own(pgd=0.3, pgd_long=0.1), {}),
+        "give the attack more steps",
+        (own(pgd=0.3, pgd_large=0.1), {}),
+        "twice as many",
+    ),
+    "noise_is_weaker": (
+        (own(fgm=0.3), {"noise": noise(0.9)}),
+        (own(fgm=0.9), {"noise": noise(0.3)}),
+        "a|fgm on a: 90.0% is weaker than noise of the same size, 30.0%",
+        (own(fgm=0.9), {"noise": noise(0.3, norm="2")}),
+        "in the norm inf or 2",
+    ),
+    "gradients_are_there": (
+        (own(fgm=0.3), {"zero_gradients": {("a", "fgm"): 0.01}}),
+        (own(fgm=0.3), {"zero_gradients": {("a", "fgm"): 0.02}}),
+        "a|fgm: 2.0% of the images have a gradient of zero",
+        (own(square=0.3), {"zero_gradients": {}}),
+        "a white-box attack",
+    ),
+    "defences_are_judged_adaptive": (
+        (behind(0.6, 0.4), {"defences": ["jpeg"]}),
+        (behind(0.4, 0.6), {"defences": ["jpeg"]}),
+        "a|fgm behind jpeg: adaptive 60.0% is weaker than oblivious 40.0%",
+        (own(fgm=0.3), {"defences": []}),
+        "declare a defence",
+    ),
+}
+
+
+def test_every_check_has_its_cases() -> None:
+    assert list(CASES) == list(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_what_is_right_passes(name: str) -> None:
+    (table, more), *_ = CASES[name]
+    result = check(name, table, **more)
+    assert (result.status, result.findings) == ("passed", ())
+    assert result.compared == 1
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_what_is_wrong_fails_in_a_sentence(name: str) -> None:
+    _, (table, more), sentence, *_ = CASES[name]
+    result = check(name, table, **more)
+    assert (result.status, result.compared, len(result.findings)) == ("failed", 1, 1)
+    assert sentence in result.findings[0]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_where_nothing_can_be_compared_the_check_says_what_to_declare(name: str) -> None:
+    *_, (table, more), sentence = CASES[name]
+    result = check(name, table, **more)
+    assert (result.status, result.compared, len(result.findings)) == ("not applicable", 0, 1)
+    assert sentence in result.findings[0]
+
+
+def test_rows_behind_a_defence_are_judged_by_its_check_alone() -> None:
+    table = pd.concat([own(fgm=0.3, pgd=0.1), metrics(("a", "pgd", "a", 0.9, "jpeg", False))])
+    assert check("iterative_attacks_are_no_weaker", table).status == "passed"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_defence_judged_one_way_alone_fails(kept: bool) -> None:
+    table = behind(0.6, 0.4)
+    one_way = table[(table["defence"] == "none") | (table["adaptive"] == kept)]
+    result = check("defences_are_judged_adaptive", one_way, defences=["jpeg"])
+    assert result.status == "failed"
+    assert result.findings == (f"jpeg: {int(not kept)} oblivious and {int(kept)} adaptive results",)
+
+
+def test_a_defence_without_any_result_fails() -> None:
+    result = check("defences_are_judged_adaptive", own(fgm=0.3), defences=["jpeg"])
+    assert result.findings == ("jpeg: 0 oblivious and 0 adaptive results",)
+
+
+def test_a_transferred_attack_may_climb_with_eps() -> None:
+    table = metrics(("b", "weak", "a", 0.3), ("b", "fgm", "a", 0.6))
+    assert check("success_grows_with_eps", table).status == "passed"
+
+
+def test_a_difference_within_chance_is_none() -> None:
+    assert not larger(0.52, 100, 0.50, 100)
+    assert larger(0.52, 100_000, 0.50, 100_000)
+    assert not larger(0.3, N, 0.5, N)
+    assert larger(1.0, 100, 0.0, 100), "a rate of 0 or 1 has a width too"
+    assert not larger(0.01, 100, 0.0, 100)
+
+
+def images(n: int = 12) -> ImageSet:
+    rng = np.random.default_rng(3)
+    return ImageSet.from_arrays(rng.uniform(0.4, 0.6, (n, 6, 6, 1)).astype(np.float32), np.arange(n) % 2, ("x", "y"))
+
+
+def test_noise_has_the_full_size_of_the_budget() -> None:
+    before = images().to_numpy()[0]
+    moved = noisy(images(), norm="inf", eps=0.1, seed=0).to_numpy()[0] - before
+    np.testing.assert_allclose(np.abs(moved), 0.1, atol=1e-6)
+    assert 0.3 < (moved > 0).mean() < 0.7, "up and down"
+    moved = noisy(images(), norm="2", eps=0.5, seed=0).to_numpy()[0] - before
+    np.testing.assert_allclose(np.sqrt((moved**2).sum(axis=(1, 2, 3))), 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_noise_stays_in_the_box_and_leaves_the_set_as_it_was(norm: str) -> None:
+    source = images()
+    before = source.to_numpy()[0].copy()
+    noisy_set = noisy(source, norm=norm, eps=20.0, seed=0)
+    drawn = noisy_set.to_numpy()[0]
+    assert drawn.dtype == np.float32
+    assert drawn.min() == 0 and drawn.max() == 1
+    np.testing.assert_array_equal(source.to_numpy()[0], before)
+    pd.testing.assert_frame_equal(noisy_set.index, source.index)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_noise_follows_from_seed_and_position_alone(norm: str) -> None:
+    one, again, other = (noisy(images(), norm=norm, eps=0.1, seed=seed).to_numpy()[0] for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one[0] - images().to_numpy()[0][0], one[1] - images().to_numpy()[0][1])
+    for batch_size in (1, 5, 100):
+        batches = noisy(images(), norm=norm, eps=0.1, seed=5).batches(batch_size)
+        np.testing.assert_array_equal(np.concatenate([batch.images for batch in batches]), one)
