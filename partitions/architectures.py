@@ -17,7 +17,7 @@ def training_recipes(experiment: str, entries: Mapping[str, Any], source: DataSo
     Raises:
         ExperimentError: for a wrong entry, and for an architecture that cannot take the images of `source`.
     """
-    recipes = expand(experiment, "architectures", entries, _model_of)
+    recipes = expand(experiment, "architectures", entries, recipe_model)
     for key, recipe in recipes.items():
         try:
             recipe.check_fits(source.image_shape, source.class_count())
@@ -26,7 +26,8 @@ def training_recipes(experiment: str, entries: Mapping[str, Any], source: DataSo
     return recipes
 
 
-def _model_of(entry: str, parameters: dict[str, Any]) -> tuple[type[TrainingRecipe], dict[str, Any]]:
+def recipe_model(entry: str, parameters: dict[str, Any]) -> tuple[type[TrainingRecipe], dict[str, Any]]:
+    """For `expand`: the type of an entry's config, and the entry with its architecture."""
     architecture = parameters.get("architecture", entry)
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(f"field 'architecture': {architecture!r} is not allowed, {one_of(ARCHITECTURES)}")

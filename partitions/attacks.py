@@ -1,35 +1,55 @@
-"""Attack configs: attack key <-> typed config."""
+"""Attack configs: attack key <-> typed config. Each family has its own section, methods and keys."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-from dioptra_assets.robustness.attacks import ATTACKS, Attack, parse_attack
+from pydantic import BaseModel
+
+from dioptra_assets.robustness.attacks import ATTACKS, Attack
+from dioptra_assets.robustness.inversion import INVERSIONS, ModelInversion
+from dioptra_assets.robustness.poisoning import POISONINGS, Poisoning
 from partitions.configs import expand, one_of
 
+Family = Literal["evasion", "poisoning", "inversion"]
+AttackConfig = Attack | Poisoning | ModelInversion
 
-def attack_configs(experiment: str, entries: Mapping[str, Any]) -> dict[str, Attack]:
-    """The evasion attack configs of an experiment by attack key, sweeps expanded.
+METHODS: Mapping[Family, Mapping[str, type[AttackConfig]]] = {
+    "evasion": ATTACKS,
+    "poisoning": POISONINGS,
+    "inversion": INVERSIONS,
+}
+# Where an experiment file declares them.
+SECTIONS: Mapping[Family, str] = {"evasion": "attacks", "poisoning": "poisonings", "inversion": "inversions"}
+
+
+def attack_configs(experiment: str, family: Family, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The attack configs of one family of an experiment by attack key, sweeps expanded.
 
     An entry's `method` may be left out where its name is one: `fgm: {eps: 0.3}`.
 
     Raises:
         ExperimentError: naming experiment, entry, field, value and what is allowed.
     """
-    return expand(experiment, "attacks", entries, _model_of)
+    return expand(experiment, SECTIONS[family], entries, by_method(METHODS[family]))
 
 
-def attack_document(attack: Attack) -> dict[str, Any]:
+def attack_document(attack: BaseModel) -> dict[str, Any]:
     """An attack config as JSON values, every field given."""
     return attack.model_dump(mode="json")
 
 
-def attack_of(document: Mapping[str, Any]) -> Attack:
+def attack_of(document: Mapping[str, Any], family: Family = "evasion") -> Any:
     """The attack config that :func:`attack_document` wrote."""
-    return parse_attack(document)
+    return METHODS[family][document["method"]].model_validate(dict(document))
 
 
-def _model_of(entry: str, parameters: dict[str, Any]) -> tuple[type[Attack], dict[str, Any]]:
-    method = parameters.get("method", entry)
-    if not isinstance(method, str) or method not in ATTACKS:
-        raise ValueError(f"field 'method': {method!r} is not allowed, {one_of(ATTACKS)}")
-    return ATTACKS[method], {"method": method, **parameters}
+def by_method(methods: Mapping[str, type[Any]]) -> Callable[[str, dict[str, Any]], tuple[type[Any], dict[str, Any]]]:
+    """For `expand`: the type of an entry's config, by its `method` or else by its name."""
+
+    def model_of(entry: str, parameters: dict[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+        method = parameters.get("method", entry)
+        if not isinstance(method, str) or method not in methods:
+            raise ValueError(f"field 'method': {method!r} is not allowed, {one_of(methods)}")
+        return methods[method], {"method": method, **parameters}
+
+    return model_of

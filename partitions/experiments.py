@@ -4,17 +4,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.data import AnySource, DataSource
+from dioptra_assets.robustness.defences import DEFAULT_EOT_SAMPLES, Defence
+from dioptra_assets.robustness.inversion import ModelInversion
+from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.architectures import training_recipes
-from partitions.attacks import attack_configs
+from partitions.architectures import recipe_model, training_recipes
+from partitions.attacks import METHODS, SECTIONS, Family, attack_configs, by_method
 from partitions.configs import ExperimentError, one_of, validate
+from partitions.defences import defence_configs
+from partitions.dynamic_keys import KeyedConfigs
 
 SOURCES: dict[str, type[DataSource]] = {
     source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])
@@ -37,7 +42,14 @@ class ExperimentFile(BaseModel):
         data: where the images come from: `source` and its parameters.
         architectures: architecture key -> training recipe.
         attacks: attack key -> evasion attack config.
-        log_sets: also log every adversarial set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
+        poisonings: attack key -> backdoor poisoning config.
+        inversions: attack key -> model inversion config.
+        defences: name -> preprocessing defence, evaluated on every attack, oblivious and adaptive.
+        eot_samples: draws of a random defence that an adaptive attack takes the mean of.
+        sanity: what a failed sanity check does: `warn`, or `block` what is made from the metrics.
+        log_sets: also log every adversarial and inverted set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
+        dynamic: nothing is declared: architectures, attacks and defences come as jobs ask for them, and each key
+            carries its config, `fgm@eps=0.3@norm=2`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,9 +58,15 @@ class ExperimentFile(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     owners: tuple[Annotated[str, AfterValidator(_owner)], ...] = ()
     data: dict[str, Any]
-    architectures: dict[str, Any] = Field(min_length=1)
+    architectures: dict[str, Any] = Field(default_factory=dict)
     attacks: dict[str, Any] = Field(default_factory=dict)
+    poisonings: dict[str, Any] = Field(default_factory=dict)
+    inversions: dict[str, Any] = Field(default_factory=dict)
+    defences: dict[str, Any] = Field(default_factory=dict)
+    eot_samples: int = Field(default=DEFAULT_EOT_SAMPLES, ge=1, le=1000)
+    sanity: Literal["warn", "block"] = "warn"
     log_sets: bool = False
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,13 @@ class ExperimentSpec:
         source: where the images come from.
         architectures: architecture key -> training recipe.
         attacks: attack key -> evasion attack config.
-        log_sets: whether adversarial sets are logged to MLflow as archives.
+        poisonings: attack key -> backdoor poisoning config.
+        inversions: attack key -> model inversion config.
+        defences: name -> preprocessing defence.
+        eot_samples: draws of a random defence in an adaptive attack.
+        sanity: whether a failed sanity check warns or blocks.
+        log_sets: whether adversarial and inverted sets are logged to MLflow as archives.
+        dynamic: whether architectures and attacks come as they are asked for, each key carrying its config.
     """
 
     name: str
@@ -71,9 +95,29 @@ class ExperimentSpec:
     seed: int
     owners: tuple[str, ...]
     source: DataSource
-    architectures: dict[str, TrainingRecipe]
-    attacks: dict[str, Attack]
+    architectures: Mapping[str, TrainingRecipe]
+    attacks: Mapping[str, Attack]
+    poisonings: Mapping[str, Poisoning]
+    inversions: Mapping[str, ModelInversion]
+    defences: dict[str, Defence]
+    eot_samples: int
+    sanity: Literal["warn", "block"]
     log_sets: bool
+    dynamic: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything needs training images: nothing does where every recipe has `epochs: 0` and stays as it is.
+
+        Without them there is no asset `training_set`; image size and class names are those of `testing_set`.
+        """
+        fits = any(defence.apply_fit for defence in self.defences.values())
+        trained = any(recipe.epochs for recipe in self.architectures.values())
+        return bool(self.dynamic or self.poisonings or self.inversions or fits or trained)
+
+    def family(self, family: Family) -> Mapping[str, Any]:
+        """The attack configs of one family by attack key."""
+        return {"evasion": self.attacks, "poisoning": self.poisonings, "inversion": self.inversions}[family]
 
 
 def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec:
@@ -88,23 +132,79 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         raise ExperimentError(f"{where}: the name of its folder is not allowed, it takes 1 to 100 of A-Z a-z 0-9 _")
     file = validate(ExperimentFile, attributes, where)
     source = _data_source(file.data, where)
-    attacks = attack_configs(name, file.attacks)
-    for key, attack in attacks.items():
-        if (count := source.class_count()) is not None:
+    _check_declared(file, where)
+    if file.dynamic:
+        return _dynamic(name, file, source)
+    architectures = training_recipes(name, file.architectures, source)
+    families: dict[Family, dict[str, Any]] = {
+        family: attack_configs(name, family, getattr(file, section)) for family, section in SECTIONS.items()
+    }
+    for family, attacks in families.items():
+        for key, attack in attacks.items():
             try:
-                attack.check_classes(count)
+                check_attack(attack, source, architectures)
             except ValueError as error:
-                raise ExperimentError(f"{where}, attacks entry {key!r}: {error}") from error
+                raise ExperimentError(f"{where}, {SECTIONS[family]} entry {key!r}: {error}") from error
     return ExperimentSpec(
         name=name,
         description=file.description,
         seed=file.seed,
         owners=file.owners,
         source=source,
-        architectures=training_recipes(name, file.architectures, source),
-        attacks=attacks,
+        architectures=architectures,
+        attacks=families["evasion"],
+        poisonings=families["poisoning"],
+        inversions=families["inversion"],
+        defences=defence_configs(name, file.defences),
+        eot_samples=file.eot_samples,
+        sanity=file.sanity,
         log_sets=file.log_sets,
     )
+
+
+def _check_declared(file: ExperimentFile, where: str) -> None:
+    if not file.dynamic and not file.architectures:
+        raise ExperimentError(f"{where}, field 'architectures': {{}} is not allowed, at least 1 must be given")
+    sections = ("architectures", *SECTIONS.values(), "defences")
+    if file.dynamic and (declared := next((section for section in sections if getattr(file, section)), None)):
+        raise ExperimentError(
+            f"{where}, field {declared!r}: in a dynamic experiment nothing is declared, take its entries out"
+        )
+
+
+def _dynamic(name: str, file: ExperimentFile, source: DataSource) -> ExperimentSpec:
+    return ExperimentSpec(
+        name=name,
+        description=file.description,
+        seed=file.seed,
+        owners=file.owners,
+        source=source,
+        architectures=KeyedConfigs("architecture", recipe_model),
+        attacks=KeyedConfigs("attack", by_method(METHODS["evasion"])),
+        poisonings=KeyedConfigs("poisoning", by_method(METHODS["poisoning"])),
+        inversions=KeyedConfigs("inversion", by_method(METHODS["inversion"])),
+        defences={},
+        eot_samples=file.eot_samples,
+        sanity=file.sanity,
+        log_sets=file.log_sets,
+        dynamic=True,
+    )
+
+
+def check_attack(attack: Any, source: DataSource, architectures: Mapping[str, TrainingRecipe]) -> None:
+    """Refuse an attack config of any family that does not fit the images, the classes or the models.
+
+    Raises:
+        ValueError: naming the field, the value and what is allowed.
+    """
+    count = source.class_count()
+    if isinstance(attack, Poisoning):
+        attack.check_fits(source.image_shape, count)
+    elif count is not None:
+        attack.check_classes(count)
+    proxy = attack.proxy_architecture if isinstance(attack, CleanLabelBackdoor) else None
+    if proxy is not None and proxy not in architectures:
+        raise ValueError(f"field 'proxy_architecture': {proxy!r} is not allowed, {one_of(architectures)}")
 
 
 def _data_source(values: Mapping[str, Any], where: str) -> DataSource:

@@ -1,6 +1,7 @@
 """The MLflow run of one cell: what can be logged to it."""
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -129,7 +130,9 @@ class CellRun:
         from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
-        finite = [Metric(n, float(value), now, step) for n, value, step in points if math.isfinite(value)]
+        # MLflow takes fewer characters in a name than a partition key has: `fgm@eps=0.3`.
+        names = {name: re.sub(r"[^\w\-. :/]", "_", name) for name, _, _ in points}
+        finite = [Metric(names[n], float(value), now, step) for n, value, step in points if math.isfinite(value)]
         skipped = {n for n, value, _ in points if not math.isfinite(value)}
         self._non_finite |= skipped
         tags = [RunTag(NON_FINITE_TAG, ", ".join(sorted(self._non_finite)))] if skipped else []

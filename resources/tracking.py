@@ -180,6 +180,40 @@ class Tracking(dg.ConfigurableResource):
                 raise ModelRefused(f"{what}: sha256 of {paths[0]} is {actual}, registered was {expected}")
             return downloaded.replace(into / f"{name}@{version}.keras")
 
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """The tags of an MLflow run.
+
+        Raises:
+            LookupError: when there is no such run.
+            TrackingUnavailable: when MLflow does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        client = self._connect()
+        with self.reaching(f"looking up run {run_id!r}"):
+            try:
+                return dict(client.get_run(run_id).data.tags)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        raise LookupError(f"MLflow at {without_passwords(self.mlflow_tracking_uri)} has no run {run_id!r}")
+
+    def registered_model_tags(self, name: str, version: int | None) -> dict[str, str]:
+        """The tags of a version of a registered model; None is the newest.
+
+        Raises:
+            LookupError: when there is no such model or version.
+            TrackingUnavailable: when MLflow does not answer.
+        """
+        client = self._connect()
+        with self.reaching(f"looking up the registered model {name!r}"):
+            found = [] if "'" in name else client.search_model_versions(f"name = '{name}'")
+        chosen = [one for one in found if version is None or int(one.version) == version]
+        if not chosen:
+            known = ", ".join(sorted((one.version for one in found), key=int)) or "none"
+            raise LookupError(f"there is no version {version or 'at all'} of the registered model {name!r}: {known}")
+        return dict(max(chosen, key=lambda one: int(one.version)).tags)
+
     def _connect(self) -> "MlflowClient":
         uri = self.mlflow_tracking_uri
         scheme = self._checked_scheme()

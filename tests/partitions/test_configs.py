@@ -13,7 +13,7 @@ from partitions.configs import ExperimentError, config_hash
 
 
 def attacks(**entries: Any) -> dict[str, Any]:
-    return attack_configs("digits", entries)
+    return attack_configs("digits", "evasion", entries)
 
 
 def recipes(**entries: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_architectures_are_swept_alike():
 )
 def test_a_wrong_sweep_is_refused_in_one_sentence(entries: dict[str, Any], message: str):
     with pytest.raises(ExperimentError) as caught:
-        attack_configs("digits", entries)
+        attack_configs("digits", "evasion", entries)
     assert str(caught.value) == message
 
 

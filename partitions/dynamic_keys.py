@@ -1,0 +1,246 @@
+"""Self-describing partition keys: `fgm@eps=0.3@norm=2` <-> a config.
+
+Such a key names what no experiment file declares. It is a method or architecture and those of its fields that differ
+from their defaults, in the order of the fields, so that one config has one key:
+
+- numbers, booleans and names stand as in YAML: `eps=0.3`, `epochs=3`, `target_class=-1`, `minimal=true`, `norm=inf`;
+- what is left out, where it is not by default, is `null`;
+- several values are joined by `_`: `classes=0_3_7`, `trigger.position=2_3`;
+- a field of a field follows a dot: `madry.eps=0.3`;
+- an `@` within a value is doubled: `proxy_architecture=le_net@@epochs=3`.
+
+A text is read by the type of its field: `2` is a number in one and a name in another. What cannot be written in the
+characters of a key (a path, a dictionary) belongs in an experiment file, under a name.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from partitions.configs import ExperimentError, validate
+from partitions.keys import KEY_RULE, is_key, key_text
+
+Config = TypeVar("Config", bound=BaseModel)
+
+# The field that the name of a key is the value of, in whichever of them a config has.
+NAMED_BY = ("method", "architecture")
+DECLARE = "declare it under a name of its own in an experiment file"
+_PART = re.compile(r"(?:[^@]|@@)+")
+_UNREAD = object()
+
+
+def config_key(name: str, config: BaseModel) -> str:
+    """The self-describing key of a config.
+
+    Args:
+        name: its method, or of a training recipe its architecture.
+        config: an attack, training recipe, defence, poisoning or inversion config.
+
+    Raises:
+        ExperimentError: when a value cannot be written in a key, or the key would be too long; says what to do.
+    """
+    named = _name_of(config)
+    if name != named:
+        raise ExperimentError(f"a key of this config begins with {named!r}, not with {name!r}")
+    parts = {field: _write(name, field, value) for field, value in _differing(config).items()}
+    for field, text in parts.items():
+        key = f"{name}@{field}={_quote(text)}"
+        if not is_key(key) and len(key) <= 100:
+            raise ExperimentError(
+                f"{name}, field {field!r}: {text!r} cannot stand in a partition key, which takes {KEY_RULE}; {DECLARE}"
+            )
+    key = "@".join([name, *(f"{field}={_quote(text)}" for field, text in parts.items())])
+    if not is_key(key):
+        raise ExperimentError(
+            f"{name}: the partition key of this config would be {len(key)} characters, at most 100 are possible; "
+            f"{DECLARE}"
+        )
+    try:
+        read = type(config).model_validate(_values(type(config), name, parts, key))
+    except ValidationError:
+        read = None
+    if read != config:
+        raise ExperimentError(f"{name}: the partition key {key!r} would be read as another config; {DECLARE}")
+    return key
+
+
+def parse_config_key(
+    key: str,
+    section: str,
+    model_of: Callable[[str, dict[str, Any]], tuple[type[Config], dict[str, Any]]],
+) -> tuple[str, Config]:
+    """The name and the config of a self-describing key.
+
+    Args:
+        key: as :func:`config_key` writes it.
+        section: `attacks`, `architectures`, ..., for messages.
+        model_of: as of :func:`partitions.configs.expand`: from name and values, the type of the config and the values
+            with those that the name implies; raises ValueError where there is none.
+
+    Raises:
+        ExperimentError: naming key, field, value and what is allowed; also for a key that is not written as
+            :func:`config_key` would, naming the one that is.
+    """
+    where = f"{section} key {key!r}"
+    if not is_key(key):
+        raise ExperimentError(f"{where}: not allowed as a partition key, it takes {KEY_RULE}")
+    name, parts = _split(key, where)
+    try:
+        model, implied = model_of(name, {})
+    except ValueError as error:
+        raise ExperimentError(f"{where}, {error}") from error
+    config = validate(model, implied | _values(model, name, parts, where), where)
+    try:
+        canonical = config_key(_name_of(config), config)
+    except ExperimentError as error:
+        raise ExperimentError(f"{where}: {error}") from error
+    if canonical != key:
+        raise ExperimentError(f"{where}: the key of this config is written {canonical!r}")
+    return name, config
+
+
+def parse_value(annotation: Any, text: str, between: str = "_") -> Any:
+    """What a text means as a value of a type; the text itself where it means nothing, for the type to refuse.
+
+    Args:
+        annotation: the type: bool, int, float, str, None, a Literal, tuple, union or Annotated of such.
+        text: the text.
+        between: what stands between the values of a tuple.
+    """
+    value = _read(annotation, text, between)
+    return text if value is _UNREAD else value
+
+
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """The config that a field of this type holds, where it holds one."""
+    choices = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+    return next((one for one in choices if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _read(annotation: Any, text: str, between: str) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _read(arguments[0], text, between)
+    if origin in {Union, UnionType}:
+        # A name can look like anything, so what is more than a name comes first.
+        readings = (_read(one, text, between) for one in sorted(arguments, key=lambda one: one is str))
+        return next((value for value in readings if value is not _UNREAD), _UNREAD)
+    if origin is Literal:
+        return next((one for one in arguments if key_text(one) == text), _UNREAD)
+    if origin is tuple:
+        texts = text.split(between)
+        types = [arguments[0]] * len(texts) if arguments[-1] is Ellipsis else list(arguments)
+        values = [_read(*pair, between) for pair in zip(types, texts, strict=False)]
+        return _UNREAD if len(types) != len(texts) or _UNREAD in values else tuple(values)
+    return _READERS.get(annotation, lambda text: _UNREAD)(text)
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    NoneType: lambda text: None if text == "null" else _UNREAD,
+    bool: lambda text: {"true": True, "false": False}.get(text, _UNREAD),
+    int: lambda text: int(text) if re.fullmatch(r"-?[0-9]{1,100}", text) else _UNREAD,
+    # Not every text that Python takes for a number: `1_0` is none in YAML.
+    float: lambda text: float(text) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?", text) else _UNREAD,
+    str: lambda text: text,
+}
+
+
+def _name_of(config: BaseModel) -> str:
+    return next(str(getattr(config, field)) for field in NAMED_BY if field in type(config).model_fields)
+
+
+def _differing(config: BaseModel, within: str = "") -> dict[str, Any]:
+    """Path -> value of the fields that are not as they would be by themselves."""
+    differing: dict[str, Any] = {}
+    for field, info in type(config).model_fields.items():
+        value, path = getattr(config, field), f"{within}{field}"
+        if path in NAMED_BY or value == info.get_default(call_default_factory=True):
+            continue
+        differing |= _differing(value, f"{path}.") if isinstance(value, BaseModel) else {path: value}
+    return differing
+
+
+def _write(name: str, field: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return "_".join(_write(name, field, one) for one in value)
+    if isinstance(value, float):
+        # As short as YAML allows: 3, not 3.0; 1e16, since `+` is no character of a key; and one zero, not two.
+        return repr(value + 0.0).removesuffix(".0").replace("e+", "e")
+    if value is None or isinstance(value, bool | int | str):
+        return key_text(value)
+    raise ExperimentError(f"{name}, field {field!r}: {value!r} cannot stand in a partition key; {DECLARE}")
+
+
+def _quote(text: str) -> str:
+    return text.replace("@", "@@")
+
+
+def _split(key: str, where: str) -> tuple[str, dict[str, str]]:
+    """The name, and path -> text of the fields."""
+    parts = _PART.findall(key)
+    if "@".join(parts) != key:
+        raise ExperimentError(f"{where}: a single '@' stands at its beginning or end, write `name@field=value`")
+    texts: dict[str, str] = {}
+    for part in parts[1:]:
+        field, equals, text = part.partition("=")
+        if not equals:
+            raise ExperimentError(f"{where}: {part!r} is not allowed, write parameters as `@field=value`")
+        if field in texts:
+            raise ExperimentError(f"{where}, field {field!r}: given twice")
+        texts[field] = text.replace("@@", "@")
+    return parts[0].replace("@@", "@"), texts
+
+
+def _values(model: type[BaseModel], name: str, parts: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The fields that a key gives, as a type's validation takes them."""
+    values: dict[str, Any] = {field: name for field in NAMED_BY if field in model.model_fields}
+    for path, text in parts.items():
+        *outer, field = path.split(".")
+        holder, place, within = model, values, ""
+        for step in outer:
+            nested = nested_model(_field(holder, step, path, within, where))
+            place = place.setdefault(step, {})
+            if nested is None or not isinstance(place, dict):
+                raise ExperimentError(f"{where}, field {path!r}: {within}{step} has no fields here")
+            holder, within = nested, f"{within}{step}."
+        place[field] = parse_value(_field(holder, field, path, within, where), text)
+    return values
+
+
+def _field(model: type[BaseModel], field: str, path: str, within: str, where: str) -> Any:
+    """The type of a field."""
+    if field not in model.model_fields:
+        allowed = ", ".join(f"{within}{known}" for known in model.model_fields)
+        raise ExperimentError(f"{where}, field {path!r}: there is no such field, allowed are {allowed}")
+    return model.model_fields[field].annotation
+
+
+@dataclass(frozen=True)
+class KeyedConfigs(Mapping[str, Any]):
+    """Self-describing key -> config, for any key: nothing is declared, so that there is nothing to go through.
+
+    Attributes:
+        section: what the configs configure, for messages.
+        model_of: as `expand` takes it.
+    """
+
+    section: str
+    model_of: Callable[[str, dict[str, Any]], tuple[type[Any], dict[str, Any]]]
+
+    def __getitem__(self, key: str) -> Any:
+        """The config that a key carries; raises ExperimentError where it carries none."""
+        return parse_config_key(key, self.section, self.model_of)[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        """Configs may come, so their assets exist."""
+        return True
