@@ -7,9 +7,29 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dioptra_assets.client import Report, catalog, cells, load, materialize, tracking_uri
+    from dioptra_assets.client import (
+        Job,
+        Report,
+        catalog,
+        cells,
+        get_job_by_id,
+        load,
+        materialize,
+        submit_job,
+        tracking_uri,
+    )
 
-__all__ = ["Report", "catalog", "cells", "load", "materialize", "tracking_uri"]
+__all__ = [
+    "Job",
+    "Report",
+    "catalog",
+    "cells",
+    "get_job_by_id",
+    "load",
+    "materialize",
+    "submit_job",
+    "tracking_uri",
+]
 
 
 def __getattr__(name: str) -> Any:

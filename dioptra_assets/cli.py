@@ -1,12 +1,14 @@
 """The command line: `dioptra-assets`."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from resources import home
@@ -93,6 +95,69 @@ def report(
     target = output or home.home() / "reports" / f"{experiment}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"report: {da.load(f'{experiment}/report').save(target)}", soft_wrap=True)
+
+
+@app.command(
+    name="run",
+    context_settings={"help_option_names": []},
+    help="Run one entry point: dioptra-assets run fgm -P model_architecture=le_net -P eps=0.3",
+)
+def run_entry_point(
+    name: Annotated[str | None, typer.Argument(metavar="ENTRY_POINT", help="For example train, fgm or miface.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-P", help="One parameter, name=value.")] = None,
+    depends_on: Annotated[list[str] | None, typer.Option(help="Id of a job that must have finished.")] = None,
+    help_wanted: Annotated[bool, typer.Option("--help", help="Show the parameters of the entry point.")] = False,
+) -> None:
+    """Run one entry point in the workbench; parameters that do not exist are refused with those that do."""
+    from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, entry_point
+    from dioptra_assets.submit import ServerError, submit_job
+
+    if name is None:
+        table = Table("entry point", "what it does", title="dioptra-assets run ENTRY_POINT [-P name=value ...]")
+        for key, entry in ENTRY_POINTS.items():
+            table.add_row(key, entry.help)
+        console.print(table)
+        return
+    try:
+        if help_wanted:
+            _explain(entry_point(name).name)
+            return
+        job = submit_job(name, " ".join(f"-P {shlex.quote(one)}" for one in parameter or ()), depends_on)
+    except (EntryPointError, ServerError) as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    console.print(f"job {job.id}: {name} {job.status}", soft_wrap=True)
+    for what, value in (("cell", job.cell), ("MLflow run", job.mlflow_run_id)):
+        if value:
+            console.print(f"{what}: {value}", soft_wrap=True, markup=False)
+    if job.status == "failed":
+        _complain(job.error)
+        raise typer.Exit(1)
+
+
+@app.command(name="job")
+def show_job(job_id: Annotated[str, typer.Argument(metavar="ID", help="As `run` printed it.")]) -> None:
+    """Say what became of a job: queued, started, finished or failed."""
+    from dioptra_assets.submit import get_job_by_id
+
+    try:
+        job = get_job_by_id(job_id)
+    except LookupError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    for what, value in vars(job).items():
+        if value:
+            console.print(f"{what}: {value}", soft_wrap=True, markup=False)
+
+
+def _explain(name: str) -> None:
+    from dioptra_assets.entry_points import ENTRY_POINTS, parameters_table
+
+    console.print(f"{name}: {ENTRY_POINTS[name].help}", markup=False)
+    table = Table("-P", "type", "bounds", "default", "what it is")
+    for row in parameters_table(name):
+        table.add_row(*(escape(text) for text in row))
+    console.print(table)
 
 
 def main() -> None:

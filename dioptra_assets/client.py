@@ -17,12 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dioptra_assets.submit import Job, get_job_by_id, submit_job
 from resources import documents, home, image_store, models, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
 if TYPE_CHECKING:
     from dioptra_assets.launch import Launched
 
+__all__ = [
+    "Job",
+    "Report",
+    "catalog",
+    "cells",
+    "get_job_by_id",
+    "load",
+    "materialize",
+    "submit_job",
+    "tracking_uri",
+]
+ANY: list[str] = []  # stands for the keys of a dimension that come as they are asked for
 CELL_COLUMNS = ["asset", "kind", "data_version", "created", "bytes", "run_id"]
 
 
@@ -131,7 +144,7 @@ def materialize(experiment: str, log: Callable[[str], None] = print) -> "Launche
         Which cells were computed, failed or skipped, and how many were up to date.
 
     Raises:
-        UnknownExperimentError: when there is no such experiment.
+        UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
         ExperimentError: when an experiment file is wrong.
     """
     import dagster as dg
@@ -170,17 +183,18 @@ def _why_missing(cell: Cell) -> str:
     for dimension, key in cell.partition.items():
         if dimension not in allowed:
             return f"{cell.asset} has no dimension {dimension!r}, it has {', '.join(allowed) or 'none'}"
-        if key not in allowed[dimension]:
+        if allowed[dimension] is not ANY and key not in allowed[dimension]:
             return f"{cell.asset} has no {dimension} {key!r}, there are {', '.join(allowed[dimension])}"
     if set(cell.partition) == set(allowed):
         return missing_message(cell)
-    experiment = cell.asset.partition("/")[0]
-    return f"no cell of {cell} has been materialized: `dioptra-assets materialize {experiment}` makes them"
+    dynamic = any(keys is ANY for keys in allowed.values())
+    command = "run ENTRY_POINT" if dynamic else f"materialize {cell.asset.partition('/')[0]}"
+    return f"no cell of {cell} has been materialized: `dioptra-assets {command}` makes them"
 
 
 def _dimensions() -> dict[str, dict[str, list[str]]]:
-    """Asset -> dimension -> keys of every asset of every experiment, as their files declare them."""
-    from dioptra_assets.assets.cells import DIMENSIONS
+    """Asset -> dimension -> keys of every asset of every experiment, ANY where none are declared."""
+    from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
     from dioptra_assets.definitions import defs
     from partitions.keys import partition_of
 
@@ -190,6 +204,9 @@ def _dimensions() -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for asset in graph.get_all_asset_keys():
         names, definition = tuple(graph.get(asset).metadata[DIMENSIONS]), graph.get(asset).partitions_def
+        if is_dynamic(definition):
+            found[asset.to_user_string()] = dict.fromkeys(names, ANY)
+            continue
         cells = [partition_of(names, key) for key in definition.get_partition_keys()] if definition else []
         found[asset.to_user_string()] = {name: list(dict.fromkeys(cell[name] for cell in cells)) for name in names}
     return found
@@ -209,11 +226,15 @@ def _value(stored: StoredCell) -> Any:
 
 
 def _config(stored: StoredCell) -> Any:
+    from dioptra_assets.assets.configs import CONFIGS
     from dioptra_assets.robustness.training import TrainingRecipe
     from partitions.attacks import attack_of
 
     document = documents.read_config(stored)
-    return attack_of(document) if "method" in document else TrainingRecipe.model_validate(document)
+    for family, (name, _) in CONFIGS.items():
+        if stored.cell.asset.endswith(f"/{name}"):
+            return attack_of(document, family)
+    return TrainingRecipe.model_validate(document)
 
 
 def _with_dimensions(stored: StoredCell) -> pd.DataFrame:

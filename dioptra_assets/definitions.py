@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from dioptra_assets.jobs import entry_point_job
 from resources import home
 from resources.store import StoreResource
 from resources.tracking import Tracking
@@ -30,7 +31,8 @@ def code_location(package: Path) -> dg.Definitions:
         # registers (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
         experiments = tree.build_defs(package / "defs")
     own = dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor, component_tree=tree)
-    return dg.Definitions.merge(experiments, own)
+    everything = dg.Definitions.merge(experiments, own)
+    return dg.Definitions.merge(everything, dg.Definitions(jobs=[entry_point_job(lambda: everything)]))
 
 
 @dg.definitions

@@ -11,9 +11,15 @@ from pydantic.json_schema import JsonSchemaValue
 from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
 from dioptra_assets.assets.configs import config_assets
 from dioptra_assets.assets.datasets import dataset_assets
+from dioptra_assets.assets.defended_sets import defended_set_assets
+from dioptra_assets.assets.inverted_sets import inverted_set_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import model_assets
+from dioptra_assets.assets.poisoned_sets import poisoned_set_assets
+from dioptra_assets.assets.poisoning_tables import poisoning_table_assets
 from dioptra_assets.assets.reports import report_assets
+from dioptra_assets.assets.sanity import sanity_asset
+from dioptra_assets.assets.workbench import workbench_assets
 from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment, refuse_repeated_names
 
 
@@ -62,7 +68,16 @@ class Experiment(dg.Component):
 
 def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     """The whole graph of an experiment."""
-    assets = [*dataset_assets(spec), *config_assets(spec), *model_assets(spec)]
+    assets = [*dataset_assets(spec), *config_assets(spec), *model_assets(spec), *defended_set_assets(spec)]
     if spec.attacks:
-        assets += [adversarial_set_asset(spec), *metric_table_assets(spec), *report_assets(spec)]
-    return assets
+        assets += [adversarial_set_asset(spec), *metric_table_assets(spec)]
+    if spec.poisonings:
+        assets += [*poisoned_set_assets(spec), *poisoning_table_assets(spec)]
+    if spec.inversions:
+        assets += inverted_set_assets(spec)
+    if spec.dynamic:
+        # What comes as it is asked for is never complete: no asset goes over all of it.
+        return [*assets, *workbench_assets(spec)]
+    if spec.attacks:
+        assets.append(sanity_asset(spec))
+    return [*assets, *report_assets(spec)]

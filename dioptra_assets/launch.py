@@ -13,8 +13,8 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from dioptra_assets.assets.cells import DIMENSIONS
-from partitions.keys import partition_of
+from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+from partitions.keys import partition_key_of, partition_of
 from resources.cells import Cell, CellStore
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
@@ -22,7 +22,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class UnknownExperimentError(LookupError):
-    """There is no experiment of that name."""
+    """There is no experiment of that name, or it declares no cells."""
 
 
 @dataclass
@@ -40,6 +40,23 @@ class Launched:
     failed: dict[Cell, str] = field(default_factory=dict)
     skipped: list[Cell] = field(default_factory=list)
     fresh: int = 0
+
+
+class CellFailedError(RuntimeError):
+    """A cell could not be computed; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What :func:`materialize_cell` did.
+
+    Attributes:
+        computed: whether the cell was missing or stale.
+        mlflow_run_id: the MLflow run that it was logged to, empty where there is none.
+    """
+
+    computed: bool
+    mlflow_run_id: str = ""
 
 
 class _Loading(LoadingContext):
@@ -76,7 +93,7 @@ def materialize_experiment(
         log: gets a line for each asset.
 
     Raises:
-        UnknownExperimentError: when there is no such experiment.
+        UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
     """
     graph = defs.resolve_asset_graph()
     levels = graph.toposorted_asset_keys_by_level
@@ -84,6 +101,10 @@ def materialize_experiment(
     if not keys:
         known = sorted({key.path[0] for key in graph.get_all_asset_keys()})
         raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
+    if any(is_dynamic(graph.get(key).partitions_def) for key in keys):
+        raise UnknownExperimentError(
+            f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
+        )
     job = defs.resolve_implicit_global_asset_job_def()
     launched = Launched()
     for key in keys:
@@ -115,6 +136,30 @@ def materialize_experiment(
     return launched
 
 
+def materialize_cell(defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterInstance, store: CellStore) -> Made:
+    """Compute one cell where it is missing or stale; what it is made from must be there.
+
+    Raises:
+        CellFailedError: naming the cell and the reason.
+    """
+    key = dg.AssetKey(cell.asset.split("/"))
+    partition = partition_key_of(cell.partition)
+    computed = bool(_to_compute(defs.resolve_asset_graph(), key, {partition: cell}, instance, store))
+    if computed:
+        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            run_config=QUIET, asset_selection=[key], partition_key=partition, instance=instance, raise_on_error=False
+        )
+        if not result.success:
+            reasons = _reasons(result)
+            raise CellFailedError(f"{cell} failed: {reasons.get(cell.path) or reasons.get('') or result.run_id}")
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None), limit=1
+    ).records
+    event = records[0].asset_materialization if records else None
+    logged = event.metadata.get("MLflow run id") if event else None
+    return Made(computed, str(logged.value) if logged else "")
+
+
 def _cells(
     key: dg.AssetKey, definition: dg.PartitionsDefinition[str] | None, dimensions: Sequence[str]
 ) -> dict[str | None, Cell]:
@@ -142,11 +187,20 @@ def _reasons(result: dg.ExecuteInProcessResult) -> dict[str, str]:
         if event.is_step_failure:
             failure = event.step_failure_data
             if failure.user_failure_data:
-                reasons |= {path: str(value.value) for path, value in failure.user_failure_data.metadata.items()}
+                said = failure.user_failure_data
+                reasons |= {path: str(value.value) for path, value in said.metadata.items()}
+                if not said.metadata and said.description:
+                    reasons[""] = said.description
             elif failure.error:
                 # Around the error of a cell Dagster puts one of its own.
                 reasons[""] = (failure.error.cause or failure.error).message.strip()
     return reasons
+
+
+def failure_reason(result: dg.ExecuteInProcessResult) -> str:
+    """Why a run failed, in a sentence."""
+    reasons = _reasons(result)
+    return "; ".join(reasons.values()) or f"see run {result.run_id}"
 
 
 def _depends(cell: Cell, other: Cell) -> bool:

@@ -46,7 +46,7 @@ EXPERIMENT: Mapping[str, Any] = {
 }
 ARCHITECTURES = ("shallow_net", "le_net")
 ATTACKS = ("fgm_0.1", "fgm_0.3", "weak")
-CELLS = 2 + 3 + 2 + 2 + 2 + 3 * len(ARCHITECTURES) * len(ATTACKS) + 3
+CELLS = 2 + 3 + 2 + 2 + 2 + 3 * len(ARCHITECTURES) * len(ATTACKS) + 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Lab:
                 self.defs()
                 .resolve_implicit_global_asset_job_def()
                 .execute_in_process(
-                    asset_selection=[dg.AssetKey(["tiny", asset])],
+                    asset_selection=[dg.AssetKey(["tiny", *asset.split("/")])],
                     partition_key=partitions[0] if len(partitions) == 1 else None,
                     tags=tags,
                     instance=instance,
@@ -137,7 +137,8 @@ class Lab:
     def events(self, asset: str) -> list[dg.EventLogEntry]:
         """The materializations of an asset, oldest first."""
         with self.instance() as instance:
-            records = instance.fetch_materializations(dg.AssetKey(["tiny", asset]), limit=1000, ascending=True).records
+            key = dg.AssetKey(["tiny", *asset.split("/")])
+            records = instance.fetch_materializations(key, limit=1000, ascending=True).records
         return [record.event_log_entry for record in records]
 
     def find(self, asset: str, **partition: str) -> Any:

@@ -56,10 +56,13 @@ ARROWS = {
     "resources": {"robustness"},
     "assets": BELOW_ASSETS,
     "experiment": {"assets", *BELOW_ASSETS},
-    "definitions": {"experiment", "resources"},
+    "definitions": {"experiment", "jobs", "resources"},
     "launch": {"assets", *BELOW_ASSETS},
-    "client": {"assets", "definitions", "launch", *BELOW_ASSETS},
-    "cli": {"package", "client", "definitions", "launch", *BELOW_ASSETS},
+    "entry_points": BELOW_ASSETS,
+    "jobs": {"assets", "entry_points", "launch", *BELOW_ASSETS},
+    "submit": {"definitions", "entry_points", "jobs", "launch", *BELOW_ASSETS},
+    "client": {"assets", "definitions", "launch", "submit", *BELOW_ASSETS},
+    "cli": {"package", "client", "definitions", "entry_points", "launch", "submit", *BELOW_ASSETS},
     "package": {"client"},
 }
 

@@ -80,6 +80,59 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"attacks": {"fgm": {"eps": 0.1, "targeted": True, "target_class": 10}}},
         ["experiment 'tiny', attacks entry 'fgm'", "target_class", "10", "0 to 9"],
     ),
+    "unknown defence": (
+        {"defences": {"blur": {}}},
+        ["experiment 'tiny', defences entry 'blur', field 'method': 'blur' is not allowed", "spatial_smoothing"],
+    ),
+    "unknown field of a defence": (
+        {"defences": {"jpeg_compression": {"qualty": 50}}},
+        ["experiment 'tiny', defences entry 'jpeg_compression', field 'qualty': there is no such field", "quality"],
+    ),
+    "a defence that defends nothing": (
+        {"defences": {"jpeg_compression": {"apply_fit": False, "apply_predict": False}}},
+        ["defences entry 'jpeg_compression': apply_fit and apply_predict are both false", "set one"],
+    ),
+    "a sweep that gives a defence a name with a dot": (
+        {"defences": {"gaussian_augmentation": {"sigma": [0.1, 0.2]}}},
+        ["defences entry 'gaussian_augmentation_0.1': the name", "A-Z a-z 0-9 _", "an entry of its own"],
+    ),
+    "a defence that is called none": (
+        {"defences": {"none": {"method": "jpeg_compression"}}},
+        ["experiment 'tiny', defences entry 'none'", "is not 'none'"],
+    ),
+    "no draw of a random defence": ({"eot_samples": 0}, ["experiment 'tiny', field 'eot_samples'", "0", "1"]),
+    "unknown answer to a failed check": (
+        {"sanity": "stop"},
+        ["experiment 'tiny', field 'sanity': 'stop' is not allowed, it must be 'warn' or 'block'"],
+    ),
+    "unknown poisoning": (
+        {"poisonings": {"badnet": {"target_class": 0, "poison_fraction": 0.1}}},
+        ["experiment 'tiny', poisonings entry 'badnet', field 'method': 'badnet' is not allowed", "baseline"],
+    ),
+    "an evasion attack among the poisonings": (
+        {"poisonings": {"fgm": {"eps": 0.1}}},
+        ["poisonings entry 'fgm', field 'method': 'fgm' is not allowed"],
+    ),
+    "a target class of a poisoning that there is not": (
+        {"poisonings": {"baseline": {"target_class": 10, "poison_fraction": 0.1}}},
+        ["experiment 'tiny', poisonings entry 'baseline'", "target_class", "10"],
+    ),
+    "a trigger that does not lie in the images": (
+        {"poisonings": {"baseline": {"target_class": 0, "poison_fraction": 0.1, "trigger": {"size": 17}}}},
+        ["experiment 'tiny', poisonings entry 'baseline'", "17", "16"],
+    ),
+    "a proxy model that is not declared": (
+        {"poisonings": {"clean_label": {"target_class": 0, "poison_fraction": 0.1, "proxy_architecture": "alex_net"}}},
+        ["poisonings entry 'clean_label'", "'proxy_architecture': 'alex_net' is not allowed", "shallow_net", "le_net"],
+    ),
+    "unknown inversion": (
+        {"inversions": {"miface2": {}}},
+        ["experiment 'tiny', inversions entry 'miface2', field 'method': 'miface2' is not allowed", "miface"],
+    ),
+    "a class to invert that there is not": (
+        {"inversions": {"miface": {"classes": "10"}}},
+        ["experiment 'tiny', inversions entry 'miface'", "classes"],
+    ),
 }
 
 
@@ -145,7 +198,14 @@ def test_several_experiments_stand_side_by_side(project: Lab) -> None:
     groups = {key.path[0]: graph.get(key).group_name for key in graph.get_all_asset_keys()}
     assert groups == {"one": "one", "two": "two"}
     without_attacks = {key.path[1] for key in graph.get_all_asset_keys() if key.path[0] == "two"}
-    assert without_attacks == {"training_set", "testing_set", "architecture_config", "model", "clean_predictions"}
+    assert without_attacks == {
+        "training_set",
+        "testing_set",
+        "architecture_config",
+        "model",
+        "clean_predictions",
+        "report",
+    }
 
 
 def test_a_sweep_becomes_one_partition_for_each_value(project: Lab) -> None:

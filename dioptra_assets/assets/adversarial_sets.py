@@ -1,8 +1,9 @@
 """Adversarial sets: the testing set, attacked."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -12,23 +13,31 @@ from dioptra_assets.assets.configs import ATTACK_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.attacks import perturb_set
+from dioptra_assets.robustness.attacks.base import ThreatModel
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, encode_png, tile
 from partitions.attacks import attack_document
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
+from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set, write_image_set
 from resources.models import read_model
+from resources.tracking import CellRun
 
 SHOWN_IMAGES = 8
 
 
 def adversarial_set_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     """`adversarial_set`, by architecture and attack."""
+
+    def compute(cell: CellContext) -> CellResult:
+        model = cell.read("model", **{ARCHITECTURE: cell.cell.partition[ARCHITECTURE]})
+        return attack_model(cell, model, read_model)
+
     return cell_asset(
         spec,
         "adversarial_set",
-        _attack,
+        compute,
         description="Every testing image, perturbed by one attack on one model. Stored without loss, in the order of"
         " the testing set.",
         dimensions=(ARCHITECTURE, ATTACK),
@@ -39,16 +48,22 @@ def adversarial_set_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
     )
 
 
-def _attack(cell: CellContext) -> CellResult:
+def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[StoredCell], Any]) -> CellResult:
+    """Attack one model with the attack of this cell, and store the adversarial set.
+
+    Args:
+        cell: a cell of an architecture and an attack.
+        stored_model: the model.
+        load: gives what is attacked: the model itself, or the model behind a defence.
+    """
     architecture, key = cell.cell.partition[ARCHITECTURE], cell.cell.partition[ATTACK]
     attack = read_attack(cell, key)
     testing_set = read_image_set(cell.read("testing_set"))
-    stored_model = cell.read("model", **{ARCHITECTURE: architecture})
     device = prepare_device()
     seed = attack.seed if attack.seed is not None else cell.seed
     attacked = perturb_set(
         attack,
-        read_model(stored_model),
+        load(stored_model),
         testing_set,
         seed=seed,
         class_count=len(testing_set.class_names),
@@ -74,14 +89,14 @@ def _attack(cell: CellContext) -> CellResult:
         if run:
             run.log_tags({"device": device, "seed": str(seed)})
             if cell.spec.log_sets:
-                _log_archive(run, adversarial_set, f"testing_adversarial_{attack.method}.tar.gz")
+                log_archive(run, adversarial_set, f"testing_adversarial_{attack.method}.tar.gz")
     return CellResult(
         stored,
         {
             "clean, adversarial, difference": picture(
                 _comparison(testing_set, adversarial_set), f"{architecture} attacked by {key}"
             ),
-            "threat model": _threat_model_table(attack.threat_model()),
+            "threat model": threat_model_table(attack.threat_model()),
             "device": device,
             "seed": seed,
         },
@@ -123,11 +138,13 @@ def _pairs(clean: ImageSet, adversarial: ImageSet) -> Iterator[tuple[ImageBatch,
     return zip(clean.batches(), adversarial.batches(), strict=True)
 
 
-def _log_archive(run, image_set: ImageSet, name: str) -> None:
+def log_archive(run: CellRun, image_set: ImageSet, name: str) -> None:
+    """Log a set to an MLflow run, as an archive of PNG files."""
     with tempfile.TemporaryDirectory() as folder:
         run.log_artifact(image_set.export_tar(Path(folder, name)))
 
 
-def _threat_model_table(threat_model) -> dg.MarkdownMetadataValue:
+def threat_model_table(threat_model: ThreatModel) -> dg.MarkdownMetadataValue:
+    """The assumptions about an attacker, for the UI."""
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in vars(threat_model).items())
     return dg.MetadataValue.md(f"| assumption | |\n|---|---|\n{rows}")

@@ -16,6 +16,7 @@ import dagster as dg
 
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.robustness.seeds import derive_seed
+from partitions.attacks import Family
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
@@ -41,12 +42,15 @@ class CellResult:
         metadata: what the UI shows of it.
         metrics: numbers, shown in the UI and logged to MLflow.
         step: the step they are logged at: the last epoch, where earlier ones have been logged.
+        checks: results of the checks that the asset declares. Where one that blocks has failed, the cell is reported
+            as failed and not as materialized, so that nothing is made from it.
     """
 
     stored: StoredCell
     metadata: Metadata = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
+    checks: Sequence[dg.AssetCheckResult] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,13 @@ class CellContext:
         """The arguments that every `write_...` of the store takes from a cell."""
         return {"run_id": self.run_id, "guard": self.guard}
 
+    def architectures(self) -> list[str]:
+        """The architecture keys of the experiment; where they come as they are asked for, those of the models made."""
+        if not self.spec.dynamic:
+            return list(self.spec.architectures)
+        asset = f"{self.spec.name}/model"
+        return [cell.partition[ARCHITECTURE] for cell in self.store.cells(asset) if cell.asset == asset]
+
     def input_cell(self, asset: str, **partition: str) -> Cell:
         """A cell of this experiment."""
         return Cell(f"{self.spec.name}/{asset}", partition)
@@ -129,13 +140,44 @@ class CellContext:
         return report
 
 
-def partitions_of(spec: ExperimentSpec, dimensions: Sequence[str]) -> dg.PartitionsDefinition[str] | None:
-    """The partitions of an asset of an experiment, by the names of its dimensions."""
-    keys = {ARCHITECTURE: list(spec.architectures), ATTACK: list(spec.attacks)}
-    definitions = {dimension: dg.StaticPartitionsDefinition(keys[dimension]) for dimension in dimensions}
+def partitions_of(
+    spec: ExperimentSpec, dimensions: Sequence[str], family: Family = "evasion"
+) -> dg.PartitionsDefinition[str] | None:
+    """The partitions of an asset of an experiment, by the names of its dimensions and the family of its attacks."""
+    definitions: dict[str, dg.PartitionsDefinition[str]]
+    if spec.dynamic:
+        definitions = {
+            dimension: dg.DynamicPartitionsDefinition(name=dynamic_dimension(spec.name, dimension, family))
+            for dimension in dimensions
+        }
+    else:
+        keys = {ARCHITECTURE: list(spec.architectures), ATTACK: list(spec.family(family))}
+        definitions = {dimension: dg.StaticPartitionsDefinition(keys[dimension]) for dimension in dimensions}
     if not definitions:
         return None
     return next(iter(definitions.values())) if len(definitions) == 1 else dg.MultiPartitionsDefinition(definitions)
+
+
+def dynamic_dimension(experiment: str, dimension: str, family: Family = "evasion") -> str:
+    """The name under which Dagster keeps the keys of a dimension that come as they are asked for."""
+    return f"{experiment}_{family}_{dimension}" if dimension == ATTACK else f"{experiment}_{dimension}"
+
+
+def is_dynamic(definition: dg.PartitionsDefinition[str] | None) -> bool:
+    """Whether the keys of an asset, or of one of its dimensions, come as they are asked for."""
+    if isinstance(definition, dg.MultiPartitionsDefinition):
+        return any(is_dynamic(dimension.partitions_def) for dimension in definition.partitions_defs)
+    return isinstance(definition, dg.DynamicPartitionsDefinition)
+
+
+def asset_key(spec: ExperimentSpec, name: str) -> dg.AssetKey:
+    """The key of an asset of an experiment: `defended_set/jpeg` is three parts with the experiment's name."""
+    return dg.AssetKey([spec.name, *name.split("/")])
+
+
+def every(spec: ExperimentSpec, name: str) -> dg.AssetDep:
+    """A dependency on every partition of an asset of the same experiment, whatever the partition of the child."""
+    return dg.AssetDep(asset_key(spec, name), partition_mapping=dg.AllPartitionMapping())
 
 
 def cell_asset(
@@ -145,12 +187,14 @@ def cell_asset(
     *,
     description: str,
     dimensions: tuple[str, ...] = (),
+    family: Family = "evasion",
     deps: Sequence[dg.AssetDep | str] = (),
     kinds: set[str],
     columns: Mapping[str, str] | None = None,
     pool: str | None = None,
     params: Callable[[Mapping[str, str]], Mapping[str, Any]] | None = None,
     code_version: str = "1",
+    checks: Sequence[dg.AssetCheckSpec] = (),
 ) -> dg.AssetsDefinition:
     """An asset of an experiment.
 
@@ -160,35 +204,40 @@ def cell_asset(
         compute: makes one cell.
         description: what the asset is, in Markdown.
         dimensions: what it is partitioned by, in the order of the alphabet.
+        family: of the attacks that the dimension `attack` holds.
         deps: assets of the same experiment that it is made from, by name or as `AssetDep` with a full key.
         kinds: shown as icons.
         columns: column -> description, for a table.
         pool: the pool its steps run in.
         params: from a partition to the parameters logged to MLflow; an asset without them has no MLflow run.
         code_version: raised when the computation changes, so that what it made before becomes stale.
+        checks: on this asset; every `CellResult` holds a result for each.
     """
     asset_spec = dg.AssetSpec(
-        key=[spec.name, name],
-        deps=[dg.AssetDep([spec.name, dep]) if isinstance(dep, str) else dep for dep in deps],
+        key=asset_key(spec, name),
+        deps=[dg.AssetDep(asset_key(spec, dep)) if isinstance(dep, str) else dep for dep in deps],
         description=description,
         group_name=spec.name,
         kinds=kinds,
         owners=list(spec.owners),
         code_version=code_version,
-        partitions_def=partitions_of(spec, dimensions),
+        partitions_def=partitions_of(spec, dimensions, family),
         metadata={DIMENSIONS: list(dimensions)}
         | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
     )
 
+    blockers = {check.name for check in checks if check.blocking}
+
     @dg.multi_asset(
         specs=[asset_spec],
-        name=f"{spec.name}__{name}",
+        name=f"{spec.name}__{name.replace('/', '__')}",
+        check_specs=checks,
         pool=pool,
         backfill_policy=dg.BackfillPolicy.single_run() if dimensions else None,
     )
     def materialize(
         context: dg.AssetExecutionContext, store: StoreResource, tracking: Tracking
-    ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+    ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult | dg.Output[None]]:
         keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
         failures: dict[str, str] = {}
         cells = store.cells()
@@ -215,6 +264,11 @@ def cell_asset(
                 context.log.error(f"{cell} failed ({number} of {len(keys)})", exc_info=error)
                 continue
             assert result is not None
+            yield from result.checks
+            blocking = [check for check in result.checks if not check.passed and check.check_name in blockers]
+            if blocking:
+                reasons = "; ".join(str(check.description) for check in blocking)
+                raise dg.Failure(f"{cell}: {len(blocking)} checks that block have failed: {reasons}")
             context.log.info(f"{cell} done ({number} of {len(keys)}) in {time.monotonic() - started:.1f} s")
             yield dg.AssetMaterialization(
                 asset_spec.key,

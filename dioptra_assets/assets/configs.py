@@ -7,16 +7,22 @@ import dagster as dg
 from pydantic import BaseModel
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
-from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.attacks import attack_document, attack_of
+from partitions.attacks import Family, attack_document, attack_of
 from partitions.configs import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.documents import read_config, write_config
 
-ATTACK_CONFIG = "attack_config"
 ARCHITECTURE_CONFIG = "architecture_config"
+ATTACK_CONFIG = "attack_config"
+POISONING_CONFIG = "poisoning_config"
+INVERSION_CONFIG = "inversion_config"
+CONFIGS: dict[Family, tuple[str, str]] = {
+    "evasion": (ATTACK_CONFIG, "How each evasion attack is run, and its budget"),
+    "poisoning": (POISONING_CONFIG, "How each backdoor is planted"),
+    "inversion": (INVERSION_CONFIG, "How each model inversion is run"),
+}
 
 
 class ConfigChangedError(RuntimeError):
@@ -24,11 +30,13 @@ class ConfigChangedError(RuntimeError):
 
 
 def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
-    """`architecture_config` and `attack_config`; the version of each cell is the hash of its entry."""
+    """`architecture_config` and one such asset a family of attacks; each cell's version is the hash of its entry."""
 
-    def config(name: str, dimension: str, documents: Mapping[str, Mapping[str, Any]], what: str) -> dg.AssetsDefinition:
+    def config(
+        name: str, dimension: str, configs: Mapping[str, BaseModel], what: str, family: Family = "evasion"
+    ) -> dg.AssetsDefinition:
         def compute(cell: CellContext) -> CellResult:
-            document = documents[cell.cell.partition[dimension]]
+            document = attack_document(configs[cell.cell.partition[dimension]])
             stored = write_config(cell.store, cell.cell, document, **cell.publishing)
             return CellResult(stored, {"config": dg.MetadataValue.json(document)})
 
@@ -39,16 +47,16 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             description=f"{what}, as the experiment file gives it. Materialize it after editing the file: its cells"
             " downstream then become stale, and no others.",
             dimensions=(dimension,),
+            family=family,
             kinds={"yaml"},
             # The entries themselves are the code: the UI marks what was edited and not yet materialized.
-            code_version=config_hash(documents)[:12],
+            code_version=config_hash({key: attack_document(entry) for key, entry in configs.items()})[:12],
         )
 
-    recipes = {key: recipe.model_dump(mode="json") for key, recipe in spec.architectures.items()}
-    attacks = {key: attack_document(attack) for key, attack in spec.attacks.items()}
-    assets = [config(ARCHITECTURE_CONFIG, ARCHITECTURE, recipes, "How each model is trained")]
-    if attacks:
-        assets.append(config(ATTACK_CONFIG, ATTACK, attacks, "How each evasion attack is run, and its budget"))
+    assets = [config(ARCHITECTURE_CONFIG, ARCHITECTURE, spec.architectures, "How each model is trained")]
+    for family, (name, what) in CONFIGS.items():
+        if attacks := spec.family(family):
+            assets.append(config(name, ATTACK, attacks, what, family))
     return assets
 
 
@@ -63,14 +71,15 @@ def read_recipe(cell: CellContext, architecture: str) -> TrainingRecipe:
     return stored
 
 
-def read_attack(cell: CellContext, attack: str) -> Attack:
-    """The attack config that was materialized.
+def read_attack(cell: CellContext, attack: str, family: Family = "evasion") -> Any:
+    """The attack config that was materialized, of the type that its family has.
 
     Raises:
         ConfigChangedError: when the experiment file now says something else.
     """
-    stored = attack_of(read_config(cell.read(ATTACK_CONFIG, **{ATTACK: attack})))
-    _refuse_change(cell, ATTACK_CONFIG, attack, stored, cell.spec.attacks[attack])
+    name, _ = CONFIGS[family]
+    stored = attack_of(read_config(cell.read(name, **{ATTACK: attack})), family)
+    _refuse_change(cell, name, attack, stored, cell.spec.family(family)[attack])
     return stored
 
 

@@ -15,7 +15,7 @@ BATCH_SIZE = 1024
 
 
 def dataset_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
-    """`training_set` and `testing_set`, from the data source."""
+    """`training_set`, where anything is trained, and `testing_set`, from the data source."""
     facts = spec.source.model_dump(mode="json")
     source = facts["source"]
     # Another source, or another parameter of it, makes the sets stale.
@@ -32,10 +32,8 @@ def dataset_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             code_version=code_version,
         )
 
-    return [
-        dataset("training", "which models are fitted on"),
-        dataset("testing", "which models are attacked and evaluated on"),
-    ]
+    testing = dataset("testing", "which models are attacked and evaluated on")
+    return [dataset("training", "which models are fitted on"), testing] if spec.trains else [testing]
 
 
 def _store(cell: CellContext, split: Literal["training", "testing"]) -> CellResult:

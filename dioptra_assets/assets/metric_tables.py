@@ -1,18 +1,22 @@
 """From adversarial sets to numbers: one row per image and target model, then rates and distances."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset, every
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.robustness.attacks import Attack
+from dioptra_assets.robustness.defences import defended
 from dioptra_assets.robustness.distances import set_distances
-from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, example_table
+from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, NO_DEFENCE, example_table
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS, metric_table
 from dioptra_assets.robustness.predictions import predict
+from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import attack_of
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
@@ -26,19 +30,28 @@ HEADLINES = ("clean_accuracy", "robust_accuracy", "asr", "precision", "recall", 
 
 def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     """`evasion_examples` and `evasion_metrics`, by architecture and attack."""
-    every_model = [
-        dg.AssetDep([spec.name, name], partition_mapping=dg.AllPartitionMapping())
-        for name in ("clean_predictions", "model")
+    behind = [
+        f"{asset}/{name}"
+        for name, defence in spec.defences.items()
+        for asset in ("defended_predictions", "adaptive_set", *["defended_set"] * defence.apply_predict)
     ]
+    behind += [f"defended_model/{name}" for name, defence in spec.defences.items() if defence.apply_fit]
     return [
         cell_asset(
             spec,
             "evasion_examples",
             _examples,
             description="One row per image and target model: what the attack on this architecture did to each image, as"
-            " every model of the experiment sees it. Every number is computed from these rows.",
+            " every model of the experiment sees it, and as this one sees it behind each defence: oblivious and"
+            " adaptive. Every number is computed from these rows.",
             dimensions=(ARCHITECTURE, ATTACK),
-            deps=["adversarial_set", "testing_set", *every_model],
+            deps=[
+                "adversarial_set",
+                "testing_set",
+                every(spec, "clean_predictions"),
+                every(spec, "model"),
+                *behind,
+            ],
             kinds={"pandas"},
             columns=EXAMPLE_COLUMNS,
             pool=GPU_POOL,
@@ -64,7 +77,7 @@ def _examples(cell: CellContext) -> CellResult:
     testing_set = read_image_set(cell.read("testing_set"))
     stored_set = cell.read("adversarial_set", **cell.cell.partition)
     adversarial_set = read_image_set(stored_set)
-    targets = [{ARCHITECTURE: architecture} for architecture in cell.spec.architectures]
+    targets = [{ARCHITECTURE: architecture} for architecture in cell.architectures()]
     models, missing_models = cell.present("model", targets)
     _, missing_predictions = cell.present("clean_predictions", targets)
     missing = missing_models + missing_predictions
@@ -76,6 +89,7 @@ def _examples(cell: CellContext) -> CellResult:
     distances = set_distances(testing_set, adversarial_set)
     attack = attack_of(stored_set.manifest.attributes["attack"])
     tables = []
+    aim = _target_classes(attack, adversarial_set)
     for model in models:
         target = model.cell.partition[ARCHITECTURE]
         tables.append(
@@ -86,9 +100,14 @@ def _examples(cell: CellContext) -> CellResult:
                 source=source,
                 attack=key,
                 target=target,
-                target_class=_target_classes(attack, adversarial_set),
+                target_class=aim,
             )
         )
+    seen = {"source": source, "attack": key, "target": source, "target_class": aim}
+    for name in cell.spec.defences:
+        rows, absences = _defended_examples(cell, name, testing_set, distances, seen)
+        tables += rows
+        missing += absences
     table = pd.concat(tables, ignore_index=True)
     facts = {
         "seed": stored_set.manifest.attributes["seed"],
@@ -96,10 +115,44 @@ def _examples(cell: CellContext) -> CellResult:
         "missing": missing,
     }
     stored = write_table(cell.store, cell.cell, table, attributes=facts, **cell.publishing)
-    metadata: dict[str, object] = {"preview": dg.MetadataValue.md(_preview(table))}
+    metadata: dict[str, Any] = {"preview": dg.MetadataValue.md(_preview(table))}
     if missing:
         metadata["missing"] = dg.MetadataValue.text(f"not evaluated, because not materialized: {', '.join(missing)}")
     return CellResult(stored, metadata, {"target models": len(models), "n": len(testing_set)})
+
+
+def _defended_examples(
+    cell: CellContext, name: str, testing_set: ImageSet, distances: pd.DataFrame, seen: Mapping[str, Any]
+) -> tuple[list[pd.DataFrame], list[str]]:
+    """What the attacked model makes of the images behind one defence: of the attack that does not know it, and of the
+    one that does. And which cells were missing for that.
+    """
+    defence, partition = cell.spec.defences[name], cell.cell.partition
+    own = {ARCHITECTURE: partition[ARCHITECTURE]}
+    wanted = {
+        f"defended_model/{name}" if defence.apply_fit else "model": own,
+        f"defended_predictions/{name}": own,
+        f"defended_set/{name}" if defence.apply_predict else "adversarial_set": partition,
+        f"adaptive_set/{name}": partition,
+    }
+    found = {asset: cell.present(asset, [cells]) for asset, cells in wanted.items()}
+    if missing := [path for _, absent in found.values() for path in absent]:
+        return [], missing
+    model, clean, oblivious, adaptive = (present[0] for present, _ in found.values())
+    adaptive_set = read_image_set(adaptive)
+    shared = {**seen, "defence": name, "clean": read_table(clean)}
+    # The attacker handed the adaptive set over; the defence stands in front of the model and draws its own noise.
+    behind = defended(defence, adaptive_set, seed=derive_seed(cell.seed, "defence", name))
+    tables = [
+        example_table(adversarial=predict(read_model(model), read_image_set(oblivious)), distances=distances, **shared),
+        example_table(
+            adversarial=predict(read_model(model), behind),
+            distances=set_distances(testing_set, adaptive_set),
+            adaptive=True,
+            **shared,
+        ),
+    ]
+    return tables, []
 
 
 def _target_classes(attack: Attack, adversarial_set: ImageSet) -> pd.Series | None:
@@ -118,12 +171,13 @@ def _metrics(cell: CellContext) -> CellResult:
     facts = stored_examples.manifest.attributes
     table = metric_table(read_table(stored_examples), class_names=facts["class_names"], seed=facts["seed"])
     stored = write_table(cell.store, cell.cell, table, attributes={"missing": facts["missing"]}, **cell.publishing)
-    own = table[table["target"] == cell.cell.partition[ARCHITECTURE]]
-    metrics = {}
-    for _, row in own.iterrows():
-        metrics |= {name: float(row[name]) for name in (*HEADLINES, "n", "l2_mean", "linf_max")}
+    metrics: dict[str, float] = {}
     for _, row in table.iterrows():
-        metrics |= {f"{row['target']}/{name}": float(row[name]) for name in HEADLINES}
+        own = row["target"] == cell.cell.partition[ARCHITECTURE]
+        if own and row["defence"] == NO_DEFENCE:
+            metrics |= {name: float(row[name]) for name in (*HEADLINES, "n", "l2_mean", "linf_max")}
+        behind = "" if row["defence"] == NO_DEFENCE else f"/{row['defence']} {_knowledge(row)}"
+        metrics |= {f"{row['target']}{behind}/{name}": float(row[name]) for name in HEADLINES}
     return CellResult(
         stored,
         {"rates": dg.MetadataValue.md(rates_table(table))},
@@ -131,14 +185,35 @@ def _metrics(cell: CellContext) -> CellResult:
     )
 
 
+def _knowledge(row: pd.Series) -> str:
+    return "adaptive" if row["adaptive"] else "oblivious"
+
+
+def present_metrics(cell: CellContext) -> tuple[pd.DataFrame, list[str]]:
+    """The metric tables of all cells that exist as one, and the cells that are missing."""
+    partitions = [
+        {ARCHITECTURE: architecture, ATTACK: attack}
+        for attack in cell.spec.attacks
+        for architecture in cell.spec.architectures
+    ]
+    stored, missing = cell.present("evasion_metrics", partitions)
+    if not stored:
+        raise LookupError(f"{cell.cell}: no cell of {cell.spec.name}/evasion_metrics has been materialized yet")
+    for one in stored:
+        missing += [f"{one.cell.path} without {target}" for target in one.manifest.attributes["missing"]]
+    return pd.concat([read_table(one) for one in stored], ignore_index=True), missing
+
+
 def rates_table(metrics: pd.DataFrame) -> str:
     """The rates of a metric table as Markdown, in percent with their intervals."""
     rows = [
-        {"target": row["target"], "n": f"{row['n']:,}"}
+        {"target": row["target"]}
+        | ({"defence": f"{row['defence']}, {_knowledge(row)}"} if row["defence"] != NO_DEFENCE else {})
+        | {"n": f"{row['n']:,}"}
         | {
             name.replace("_", " "): f"{row[name]:.1%} [{row[f'{name}_low']:.1%}, {row[f'{name}_high']:.1%}]"
             for name in HEADLINES
         }
         for _, row in metrics.iterrows()
     ]
-    return pd.DataFrame(rows).to_markdown(index=False)
+    return pd.DataFrame(rows).fillna("").to_markdown(index=False)

@@ -1,6 +1,7 @@
 """Models, and what each predicts on the untouched testing set."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -8,8 +9,11 @@ import dagster as dg
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.configs import ARCHITECTURE_CONFIG, read_recipe
 from dioptra_assets.assets.pictures import picture
+from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.training import TrainedModel, TrainingRecipe
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
+from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.models import MODEL, read_model, write_model
@@ -17,6 +21,7 @@ from resources.tables import write_table
 from resources.tracking import CellRun, registered_name
 
 GPU_POOL = "gpu"
+Trainer = Callable[..., TrainedModel]
 CLEAN_PREDICTION_COLUMNS = {
     "image_id": "image of the testing set",
     "label": "its true class, position in the class names",
@@ -37,7 +42,7 @@ def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             description="A trained classifier: pixels in [0, 1] to logits, normalisation inside. Its version is the"
             " hash of its weights.",
             dimensions=(ARCHITECTURE,),
-            deps=[ARCHITECTURE_CONFIG, "training_set"],
+            deps=[ARCHITECTURE_CONFIG, _images_of_models(spec)],
             kinds={"tensorflow"},
             pool=GPU_POOL,
             params=lambda partition: spec.architectures[partition[ARCHITECTURE]].model_dump(mode="json"),
@@ -58,15 +63,46 @@ def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     ]
 
 
+def _images_of_models(spec: ExperimentSpec) -> str:
+    """The asset that models are fitted on, or, where nothing is trained, that tells their image size and classes."""
+    return "training_set" if spec.trains else "testing_set"
+
+
 def _train(cell: CellContext) -> CellResult:
+    recipe = read_recipe(cell, cell.cell.partition[ARCHITECTURE])
+    if not cell.spec.trains:
+        # Testing images are not to be split: no row of them is trained on or validated on.
+        recipe = recipe.model_copy(update={"validation_split": 0.0, "early_stopping": None})
+    # A key that carries its config, `le_net@epochs=3`, is registered under the name before it.
+    name = registered_name(cell.spec.name, recipe.model_tag, cell.cell.partition[ARCHITECTURE].partition("@")[0])
+    images = read_image_set(cell.read(_images_of_models(cell.spec)))
+    return train_model(cell, recipe, images, register_as=name if recipe.register_model else None)
+
+
+def train_model(
+    cell: CellContext,
+    recipe: TrainingRecipe,
+    training_set: ImageSet,
+    *,
+    trainer: Trainer | None = None,
+    register_as: str | None = None,
+) -> CellResult:
+    """Train the model of a cell, store it and show how it went.
+
+    Args:
+        cell: a cell of an architecture, or of an architecture and an attack.
+        recipe: how.
+        training_set: on what; with `epochs: 0`, images of the same size and classes.
+        trainer: another training loop than `training.train`.
+        register_as: name of the registered model in MLflow; None registers none.
+    """
     from dioptra_assets.robustness.plots import loss_curves
     from dioptra_assets.robustness.training import train
 
-    architecture = cell.cell.partition[ARCHITECTURE]
-    recipe = read_recipe(cell, architecture)
-    training_set = read_image_set(cell.read("training_set"))
     device = prepare_device()
-    trained = train(recipe, training_set, seed=cell.seed, progress=lambda message: cell.log(f"{cell.cell}: {message}"))
+    trained = (trainer or train)(
+        recipe, training_set, seed=cell.seed, progress=lambda message: cell.log(f"{cell.cell}: {message}")
+    )
     facts = {
         "architecture": recipe.architecture,
         "parameters": int(trained.model.count_params()),
@@ -74,7 +110,7 @@ def _train(cell: CellContext) -> CellResult:
         "class_names": list(training_set.class_names),
         "seed": trained.seed,
         "epochs": len(trained.history),
-        "training_images": trained.training_rows,
+        "training_images": trained.training_rows if recipe.epochs else 0,
         "validation_images": trained.validation_rows,
     }
     stored = write_model(cell.store, cell.cell, trained.model, trained.history, attributes=facts, **cell.publishing)
@@ -83,16 +119,15 @@ def _train(cell: CellContext) -> CellResult:
     if len(trained.history):
         last = trained.history.iloc[-1]
         metrics = {str(name): float(last[name]) for name in trained.history.columns if name != "epoch"}
-        metadata["loss curves"] = picture(loss_curves(trained.history), f"loss and accuracy of {architecture} by epoch")
+        metadata["loss curves"] = picture(loss_curves(trained.history), f"loss and accuracy of {cell.cell} by epoch")
     with cell.mlflow_run() as run:
         if run:
             # The last epoch is logged with the metrics of the cell.
             run.log_history(trained.history.iloc[:-1])
             run.log_tags({"device": device, "seed": str(trained.seed)})
-            if recipe.register_model:
-                name = registered_name(cell.spec.name, recipe.model_tag, architecture)
-                version = _register(run, name, stored.read(MODEL), cell)
-                metadata["registered model"] = f"{name} version {version}"
+            if register_as:
+                version = _register(run, register_as, stored.read(MODEL), cell)
+                metadata["registered model"] = f"{register_as} version {version}"
     return CellResult(stored, metadata, metrics, step=len(trained.history))
 
 
@@ -104,25 +139,27 @@ def _register(run: CellRun, name: str, content: bytes, cell: CellContext) -> str
 
 
 def _predict(cell: CellContext) -> CellResult:
+    return predict_set(cell, cell.read("model", **cell.cell.partition), read_image_set(cell.read("testing_set")))
+
+
+def predict_set(cell: CellContext, stored_model: StoredCell, image_set: ImageSet) -> CellResult:
+    """Store what a model says of every image of a set, with its confusion matrix."""
     from sklearn.metrics import confusion_matrix as count_confusions
 
     from dioptra_assets.robustness.plots import confusion_matrix
     from dioptra_assets.robustness.predictions import predict
 
-    architecture = cell.cell.partition[ARCHITECTURE]
-    testing_set = read_image_set(cell.read("testing_set"))
-    stored_model = cell.read("model", **{ARCHITECTURE: architecture})
     prepare_device()
-    predictions = predict(read_model(stored_model), testing_set)
+    predictions = predict(read_model(stored_model), image_set)
     stored = write_table(cell.store, cell.cell, predictions, **cell.publishing)
     confusions = count_confusions(
-        predictions["label"], predictions["prediction"], labels=range(len(testing_set.class_names))
+        predictions["label"], predictions["prediction"], labels=range(len(image_set.class_names))
     )
     return CellResult(
         stored,
         {
             "confusion matrix": picture(
-                confusion_matrix(confusions, testing_set.class_names), f"confusions of {architecture}"
+                confusion_matrix(confusions, image_set.class_names), f"confusions of {cell.cell}"
             )
         },
         {

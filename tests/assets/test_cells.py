@@ -25,7 +25,7 @@ def cell_path(entry: dg.EventLogEntry) -> str:
 
 
 def assets(lab: Lab) -> list[str]:
-    return sorted(key.path[-1] for key in lab.defs().resolve_asset_graph().get_all_asset_keys())
+    return sorted("/".join(key.path[1:]) for key in lab.defs().resolve_asset_graph().get_all_asset_keys())
 
 
 def failures(result: dg.ExecuteInProcessResult) -> list[Any]:
@@ -83,6 +83,7 @@ def test_everything_is_fresh_once_computed(looking: Lab) -> None:
         ("evasion_metrics", ["rates", "robust_accuracy", "le_net/robust_accuracy", "shallow_net/asr"]),
         ("transfer_matrix", ["fgm_0.3", "dagster/row_count"]),
         ("security_curves", ["curves"]),
+        ("sanity", ["checks", "failed", "dagster/row_count"]),
         ("report", ["report", "lowest robust accuracy"]),
         ("attack_config", ["config", "stored at", "bytes", "seconds"]),
     ],

@@ -40,6 +40,7 @@ def test_editing_one_eps_makes_exactly_the_cells_of_that_attack_stale(lab: Lab) 
     assert {cell.path for cell in launched.computed} == attack_cells | {
         "tiny/transfer_matrix",
         "tiny/security_curves",
+        "tiny/sanity",
         "tiny/report",
     }
     assert stale(lab) == set()

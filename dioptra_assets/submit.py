@@ -1,0 +1,188 @@
+"""Submitting entry points from Python, and asking what became of them.
+
+>>> import dioptra_assets as da
+>>> job = da.submit_job("train", "-P model_architecture=le_net -P epochs=3")  # doctest: +SKIP
+>>> da.submit_job("fgm", "-P model_architecture=le_net -P eps=0.3", depends_on=job.id).status  # doctest: +SKIP
+'finished'
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters
+from resources import home
+
+# Where Dagster's web server answers; without it jobs run in this process.
+SERVER_VARIABLE = "DIOPTRA_ASSETS_SERVER"
+LOCATION = "dioptra_assets"
+Status = Literal["queued", "started", "finished", "failed"]
+STATUSES: dict[str, Status] = {
+    "SUCCESS": "finished",
+    "FAILURE": "failed",
+    "CANCELED": "failed",
+    "STARTED": "started",
+    "CANCELING": "started",
+}
+_RUN_QUERY = """
+query Job($id: ID!) {
+  runOrError(runId: $id) {
+    __typename
+    ... on Run { status tags { key value } }
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted entry point.
+
+    Attributes:
+        id: the Dagster run.
+        entry_point: its name.
+        status: queued, started, finished or failed.
+        cell: path of the cell that it is about, once there is one.
+        mlflow_run_id: the MLflow run of that cell.
+        error: why it failed.
+    """
+
+    id: str
+    entry_point: str
+    status: Status
+    cell: str = ""
+    mlflow_run_id: str = ""
+    error: str = ""
+
+
+def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str | Sequence[str] | None = None) -> Job:
+    """Run an entry point: on the server that `DIOPTRA_ASSETS_SERVER` names, at once and here where it names none.
+
+    Args:
+        entry_point: its name, e.g. `fgm`.
+        entry_point_kwargs: its parameters as the demos write them, `-P eps=0.3 -P norm=2`.
+        depends_on: ids of jobs that must have finished before.
+
+    Returns:
+        The job: on a server as it was queued, here as it ended.
+
+    Raises:
+        EntryPointError: for an unknown entry point, and unknown or ill-typed parameters, with the list of the allowed.
+        ServerError: where the server refused the job or did not answer.
+    """
+    parameters = parse_kwargs(entry_point_kwargs)
+    config_of(entry_point, parse_parameters(entry_point, parameters), model="model")
+    waits = [depends_on] if isinstance(depends_on, str) else list(depends_on or ())
+    config = {"entry_point": entry_point, "parameters": parameters, "depends_on": waits}
+    server = os.environ.get(SERVER_VARIABLE)
+    return _submitted(server, entry_point, config) if server else _run_here(entry_point, config)
+
+
+def get_job_by_id(job_id: str) -> Job:
+    """What became of a job.
+
+    Raises:
+        LookupError: when there is no such job.
+        ServerError: where the server did not answer.
+    """
+    from dioptra_assets.jobs import CELL_TAG, ENTRY_POINT_TAG, MLFLOW_RUN_TAG
+
+    server = os.environ.get(SERVER_VARIABLE)
+    status, tags = _asked(server, job_id) if server else _recorded(job_id)
+    return Job(
+        job_id,
+        tags.get(ENTRY_POINT_TAG, ""),
+        STATUSES.get(status, "queued"),
+        tags.get(CELL_TAG, ""),
+        tags.get(MLFLOW_RUN_TAG, ""),
+    )
+
+
+class ServerError(RuntimeError):
+    """Dagster's web server refused a request, or did not answer."""
+
+
+def _run_config(config: dict[str, Any]) -> dict[str, Any]:
+    from dioptra_assets.jobs import OP
+
+    return {"ops": {OP: {"config": config}}}
+
+
+def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
+    import dagster as dg
+
+    from dioptra_assets.definitions import defs
+    from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
+    from dioptra_assets.launch import QUIET, failure_reason
+
+    home.home().mkdir(parents=True, exist_ok=True)
+    os.environ["DAGSTER_HOME"] = str(home.home())
+    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+        warnings.simplefilter("ignore")
+        result = (
+            defs()
+            .resolve_job_def(JOB)
+            .execute_in_process(
+                run_config={**_run_config(config), **QUIET},
+                instance=instance,
+                raise_on_error=False,
+                tags={ENTRY_POINT_TAG: entry_point},
+            )
+        )
+    job = get_job_by_id(result.run_id)
+    return job if result.success else Job(**{**vars(job), "error": failure_reason(result)})
+
+
+def _recorded(job_id: str) -> tuple[str, dict[str, str]]:
+    import dagster as dg
+
+    os.environ["DAGSTER_HOME"] = str(home.home())
+    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+        warnings.simplefilter("ignore")
+        run = instance.get_run_by_id(job_id)
+    if run is None:
+        raise LookupError(f"there is no job {job_id!r} in {home.home()}")
+    return run.status.value, dict(run.tags)
+
+
+def _graphql(server: str) -> Any:
+    from dagster_graphql import DagsterGraphQLClient
+
+    parts = urlsplit(server)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ServerError(f"{SERVER_VARIABLE} is {server!r}: write http://HOST:PORT")
+    try:
+        return DagsterGraphQLClient(parts.hostname, port_number=parts.port, use_https=parts.scheme == "https")
+    except Exception as error:
+        raise ServerError(f"Dagster's server {server} does not answer: {error}") from error
+
+
+def _submitted(server: str, entry_point: str, config: dict[str, Any]) -> Job:
+    from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
+
+    try:
+        job_id = _graphql(server).submit_job_execution(
+            JOB,
+            repository_location_name=LOCATION,
+            run_config=_run_config(config),
+            tags={ENTRY_POINT_TAG: entry_point},
+        )
+    except ServerError:
+        raise
+    except Exception as error:
+        raise ServerError(f"Dagster's server {server} refused the job {entry_point}: {error}") from error
+    return Job(job_id, entry_point, "queued")
+
+
+def _asked(server: str, job_id: str) -> tuple[str, dict[str, str]]:
+    client = _graphql(server)
+    try:
+        found = client._execute(_RUN_QUERY, {"id": job_id})["runOrError"]
+    except Exception as error:
+        raise ServerError(f"Dagster's server {server} did not say what became of job {job_id}: {error}") from error
+    if found["__typename"] != "Run":
+        raise LookupError(f"there is no job {job_id!r} on {server}")
+    return found["status"], {tag["key"]: tag["value"] for tag in found["tags"]}
