@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dioptra_assets.robustness.adversarial_training import MadryTraining
 from dioptra_assets.robustness.attacks import ATTACKS
 from dioptra_assets.robustness.data import DigitsSource, ImageFolderSource, MnistSource
 from dioptra_assets.robustness.training import TrainingRecipe
@@ -35,6 +36,7 @@ def page() -> str:
         _section("`data` with `source: mnist`", MnistSource),
         _section("`data` with `source: image_folder`", ImageFolderSource),
         _section("An entry of `architectures`", TrainingRecipe),
+        _section("`madry` of an entry of `architectures`", MadryTraining),
         *(_section(f"An entry of `attacks` with `method: {name}`", attack) for name, attack in ATTACKS.items()),
     ]
     return "\n\n".join(sections) + "\n"
@@ -66,6 +68,8 @@ def _row(name: str, schema: dict[str, Any]) -> str:
 def _allowed(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
+    if "$ref" in schema:
+        return "the fields below"
     kind = schema.get("type", "")
     bounds = [text.format(_listed(schema[bound])) for bound, text in BOUNDS.items() if bound in schema]
     return ", ".join([kind, *bounds] if kind else bounds)
