@@ -101,6 +101,7 @@ def small_experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
         yield lab
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_notebook_of_a_shipped_experiment_runs_on_a_small_one(

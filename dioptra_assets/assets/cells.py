@@ -268,7 +268,7 @@ def cell_asset(
             blocking = [check for check in result.checks if not check.passed and check.check_name in blockers]
             if blocking:
                 reasons = "; ".join(str(check.description) for check in blocking)
-                raise dg.Failure(f"{cell}: {len(blocking)} checks that block have failed: {reasons}")
+                raise dg.Failure(f"{cell}: blocking checks have failed: {reasons}")
             context.log.info(f"{cell} done ({number} of {len(keys)}) in {time.monotonic() - started:.1f} s")
             yield dg.AssetMaterialization(
                 asset_spec.key,

@@ -306,6 +306,7 @@ np.savez(sys.argv[1], pixels=images.pixels, **images.index[["confidence", "itera
 """
 
 
+@pytest.mark.slow
 def test_jax_gives_what_tensorflow_gives(tmp_path: Path) -> None:
     pytest.importorskip("jax")
     for backend in ("tensorflow", "jax"):
