@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from resources import home
@@ -154,10 +155,10 @@ def _explain(name: str) -> None:
     from dioptra_assets.entry_points import ENTRY_POINTS, parameters_table
 
     console.print(f"{name}: {ENTRY_POINTS[name].help}", markup=False)
-    table = Table("-P", "type", "bounds", "default", "what it is")
-    for row in parameters_table(name):
-        table.add_row(*(escape(text) for text in row))
-    console.print(table)
+    for parameter, kind, bounds, default, meaning in parameters_table(name):
+        facts = [kind, bounds, f"default {default}" if default else ""]
+        console.print(f"\n-P [bold]{escape(parameter)}[/bold]  {escape(', '.join(filter(None, facts)))}")
+        console.print(Padding(escape(meaning), (0, 0, 0, 4)))
 
 
 def main() -> None:

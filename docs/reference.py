@@ -10,10 +10,15 @@ from pydantic import BaseModel
 from dioptra_assets.robustness.adversarial_training import MadryTraining
 from dioptra_assets.robustness.attacks import ATTACKS
 from dioptra_assets.robustness.data import DigitsSource, ImageFolderSource, MnistSource
+from dioptra_assets.robustness.defences import DEFENCES
+from dioptra_assets.robustness.inversion import INVERSIONS
+from dioptra_assets.robustness.poisoning import POISONINGS
+from dioptra_assets.robustness.poisoning.trigger import Trigger
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.experiments import ExperimentFile
 
 PAGE = Path(__file__).parent / "experiments.md"
+ENTRIES = {"attacks": ATTACKS, "poisonings": POISONINGS, "inversions": INVERSIONS, "defences": DEFENCES}
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -37,15 +42,24 @@ def page() -> str:
         _section("`data` with `source: image_folder`", ImageFolderSource),
         _section("An entry of `architectures`", TrainingRecipe),
         _section("`madry` of an entry of `architectures`", MadryTraining),
-        *(_section(f"An entry of `attacks` with `method: {name}`", attack) for name, attack in ATTACKS.items()),
+        *(
+            _section(f"An entry of `{section}` with `method: {name}`", config)
+            for section, methods in ENTRIES.items()
+            for name, config in methods.items()
+        ),
+        _section("`trigger` of an entry of `poisonings`", Trigger),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _section(title: str, model: type[BaseModel]) -> str:
     described = _described(inspect.getdoc(model) or "")
-    fields = model.model_json_schema()["properties"]
-    rows = [_row(name, {"description": described.get(name, ""), **schema}) for name, schema in fields.items()]
+    document = model.model_json_schema()
+    required, fields = document.get("required", []), document["properties"]
+    rows = [
+        _row(name, {"description": described.get(name, ""), **schema}, required=name in required)
+        for name, schema in fields.items()
+    ]
     return "\n".join([f"## {title}", "", "| field | default | allowed | what it is |", "|---|---|---|---|", *rows])
 
 
@@ -56,11 +70,11 @@ def _described(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _row(name: str, schema: dict[str, Any]) -> str:
+def _row(name: str, schema: dict[str, Any], *, required: bool) -> str:
     choices = schema.get("anyOf", [schema])
     allowed = [_allowed(choice) for choice in choices if choice.get("type") != "null"]
     default = f"`{schema['default']}`" if schema.get("default") not in (None, "", [], {}) else "–"
-    default = default if "default" in schema or "default_factory" in schema else "required"
+    default = "required" if required else default
     description = " ".join(str(schema.get("description", "")).split())
     return f"| `{name}` | {default} | {' or '.join(filter(None, allowed))} | {description} |".replace("|  |", "| |")
 

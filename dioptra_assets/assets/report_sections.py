@@ -9,7 +9,7 @@ from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import defence_comparison
 from dioptra_assets.robustness.poisoning import poison_curve
 from dioptra_assets.robustness.report import Section
-from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
+from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
 from resources.image_store import read_image_set
 from resources.tables import read_table
@@ -73,11 +73,11 @@ def _backdoors(cell: CellContext, _: pd.DataFrame) -> Made:
             poison_curves(poison_curve(backdoors, cell.spec.poisonings)),
         )
     ]
+    triggers: dict[bytes, list[str]] = {}
     for key in cell.spec.poisonings:
         for stored in cell.present("triggered_testing_set", [{ATTACK: key}])[0]:
-            triggered = read_image_set(stored)
-            pictures.append((f"Testing images with the trigger of {key}", image_grid(_first_images(triggered))))
-            break
+            triggers.setdefault(image_grid(_first_images(read_image_set(stored))), []).append(key)
+    pictures += [(f"Testing images with the trigger of {', '.join(keys)}", png) for png, keys in triggers.items()]
     text = (
         "C-ACC: share of the clean testing images classified right. ASR: share of the triggered images of other classes"
         " that are classified as the target class. RA: share of them still classified right. The clean control is the"
@@ -103,9 +103,9 @@ def _inversion(cell: CellContext, _: pd.DataFrame) -> Made:
         return None, [], missing
     pictures = []
     for stored in cell.present("inverted_set", partitions)[0]:
-        images, _labels = read_image_set(stored).to_numpy()
+        images, partition = read_image_set(stored).to_numpy()[0], stored.cell.partition
         pictures.append(
-            (f"What {partition_key_of(stored.cell.partition)} found, one image a class", image_grid(images))
+            (f"What {partition[ATTACK]} found in {partition[ARCHITECTURE]}, one image a class", image_grid(images))
         )
     parts = []
     for stored in tables:

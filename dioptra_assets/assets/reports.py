@@ -304,7 +304,7 @@ def _attack_entry(key: str, attack: Any) -> Mapping[str, object]:
     return {
         "attack": key,
         "method": attack.method,
-        "description": (type(attack).__doc__ or "").split("\n\n")[0].replace("\n", " "),
+        "description": (type(attack).__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("`", ""),
         "parameters": {name: value for name, value in attack_document(attack).items() if name != "method"},
         "threat_model": vars(attack.threat_model()),
     }

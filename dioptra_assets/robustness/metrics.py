@@ -233,7 +233,16 @@ def defence_comparison(metrics: pd.DataFrame) -> pd.DataFrame:
             columns={f"robust_accuracy{end}": f"{name}{end}" for end in ends}
         )
         table = table.merge(renamed[[*keys, *(f"{name}{end}" for end in ends)]], on=keys, how="left")
-    return table.rename(columns={"source": "architecture"})
+    return table.rename(columns={"source": "architecture"})[
+        [
+            "architecture",
+            "attack",
+            "defence",
+            "n",
+            *(f"{name}{end}" for name in ("clean_accuracy", *parts) for end in ends),
+            "seed",
+        ]
+    ]
 
 
 def transfer_matrix(

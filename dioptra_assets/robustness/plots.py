@@ -272,7 +272,7 @@ def poison_curves(curve: pd.DataFrame) -> bytes:
                 share, label = 100 * line["poison_fraction"], _short(f"{family}, {architecture}", 34)
                 axes.fill_between(share, line[f"{rate}_low"], line[f"{rate}_high"], color=colour, alpha=0.14, lw=0)
                 axes.plot(share, line[rate], marker=marker, color=colour, label=label)
-            axes.set(title=title, xlabel="poisoned share of the eligible training rows, %")
+            axes.set(title=title, xlabel="poisoned share of eligible rows, %")
             axes.set_ylim(-0.02, 1.04)
             _percent_axis(axes)
         handles, labels = panels[0].get_legend_handles_labels()

@@ -20,6 +20,7 @@ STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
 LABELS = {
     **{"asr": "ASR", "auc": "AUC", "n": "n", "mlflow_run_id": "MLflow run", "stdev": "stdev", "iqr": "IQR"},
     **{"l0": "L0", "l1": "L1", "l2": "L2", "linf": "Linf", "source": "made on", "target": "evaluated on"},
+    **{"target_class": "target class", "ssim": "SSIM"},
 }
 THREAT_FACTS = {
     "nist_class": "NIST class",
@@ -272,7 +273,8 @@ def _table(frame: pd.DataFrame, caption: str, *, shorten: bool = True) -> Table:
     rates = [c for c in columns if f"{c}_low" in columns and f"{c}_high" in columns]
     shown = [c for c in columns if not any(c in (f"{r}_low", f"{r}_high") for r in rates)]
     # What is read first stands first; a seed is only looked up, and is as wide as three rates.
-    shown.sort(key=lambda c: KEYS.index(c) if c in KEYS else len(KEYS) + (c == "seed" and bool(rates)))
+    keys = ["architecture", *(key for key in KEYS if key not in rates)]
+    shown.sort(key=lambda c: keys.index(c) if c in keys else len(keys) + (c == "seed" and bool(rates)))
 
     def cell(row: pd.Series, column: str) -> Cell:
         value = row[column]
@@ -288,7 +290,7 @@ def _table(frame: pd.DataFrame, caption: str, *, shorten: bool = True) -> Table:
         return Cell(_plain(value, grouped=column != "seed"), kind=kinds[column])
 
     kinds = {c: "number" if c in rates or pd.api.types.is_numeric_dtype(frame[c]) else "text" for c in shown}
-    kinds.update({c: "name" for c in (*KEYS, "set", "architecture", "asset", "partition") if c in shown})
+    kinds.update({c: "name" for c in (*keys, "set", "asset", "partition") if c in shown})
     headings = [Cell(_label(c), kind=kinds[c]) for c in shown]
     return Table(caption, headings, [[cell(row, c) for c in shown] for _, row in frame.iterrows()])
 
