@@ -86,6 +86,34 @@ def transfer(experiment: Annotated[str, typer.Argument(help="Name of an experime
 
 
 @app.command()
+def gate(experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]) -> None:
+    """Hold the stored numbers of an experiment against its gates.
+
+    Ends with 1 where a gate that blocks does not hold, with 2 where there is none or a cell it judges is missing.
+    """
+    import dioptra_assets as da
+    from dioptra_assets.assets.gates import said
+    from dioptra_assets.launch import UnknownExperimentError
+
+    try:
+        rows, missing = da.gates(experiment)
+    except UnknownExperimentError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    for _, row in rows.iterrows():
+        mark = "[green]pass[/green]" if row["passed"] else {"block": "[red]FAIL[/red]", "warn": "warn"}[row["severity"]]
+        console.print(f"{mark}  {row['architecture']} {row['attack']}: {escape(said(row))}", soft_wrap=True)
+    for path in missing:
+        _complain(f"not judged: {path} has not been materialized")
+    if not len(rows) and not missing:
+        _complain(f"experiment {experiment!r} has no gates: write some under `gates` in its file")
+    if (~rows["passed"].astype(bool) & (rows["severity"] == "block")).any():
+        raise typer.Exit(1)
+    if missing or not len(rows):
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,

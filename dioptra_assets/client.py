@@ -98,6 +98,26 @@ def load(asset: str, **partition: str) -> Any:
     return pd.concat([_with_dimensions(one) for one in opened], ignore_index=True)
 
 
+def gates(experiment: str) -> tuple[pd.DataFrame, list[str]]:
+    """Whether the stored numbers of an experiment reach what its gates ask of them.
+
+    Args:
+        experiment: its name.
+
+    Returns:
+        One row a gate and cell: `rule`, `severity`, `architecture`, `attack`, `metric`, `value` with its 95 % interval
+        `low` to `high`, `n`, `limit` and `passed`; and the metric cells that are missing.
+
+    Raises:
+        UnknownExperimentError: when there is no such experiment.
+        DamagedCellError: when a stored table is not what was written.
+    """
+    from dioptra_assets.assets.gates import verdicts
+    from dioptra_assets.definitions import experiment_spec
+
+    return verdicts(experiment_spec(experiment), CellStore(home.store_url()))
+
+
 def cells(asset: str) -> pd.DataFrame:
     """The cells of an asset that have been materialized, one row each.
 

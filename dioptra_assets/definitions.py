@@ -4,8 +4,11 @@ import warnings
 from pathlib import Path
 
 import dagster as dg
+import yaml
 
 from dioptra_assets.jobs import entry_point_job
+from dioptra_assets.launch import UnknownExperimentError
+from partitions.experiments import ExperimentSpec, parse_experiment, refuse_repeated_names
 from resources import home
 from resources.store import StoreResource
 from resources.tracking import Tracking
@@ -33,6 +36,21 @@ def code_location(package: Path) -> dg.Definitions:
     own = dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor, component_tree=tree)
     everything = dg.Definitions.merge(experiments, own)
     return dg.Definitions.merge(everything, dg.Definitions(jobs=[entry_point_job(lambda: everything)]))
+
+
+def experiment_spec(name: str, package: Path = Path(__file__).parent) -> ExperimentSpec:
+    """What the file of an experiment declares.
+
+    Raises:
+        UnknownExperimentError: when there is no such experiment.
+        ExperimentError: a sentence for each mistake in the file.
+    """
+    path = package / "defs" / name / "defs.yaml"
+    if not path.is_file():
+        known = sorted(folder.parent.name for folder in path.parent.parent.glob("*/defs.yaml"))
+        raise UnknownExperimentError(f"there is no experiment {name!r}, there are {', '.join(known)}")
+    refuse_repeated_names(path)
+    return parse_experiment(name, yaml.safe_load(path.read_text("utf-8"))["attributes"])
 
 
 @dg.definitions

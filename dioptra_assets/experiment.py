@@ -12,6 +12,7 @@ from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
 from dioptra_assets.assets.configs import config_assets
 from dioptra_assets.assets.datasets import dataset_assets
 from dioptra_assets.assets.defended_sets import defended_set_assets
+from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.inverted_sets import inverted_set_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import model_assets
@@ -80,4 +81,5 @@ def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         return [*assets, *workbench_assets(spec)]
     if spec.attacks:
         assets.append(sanity_asset(spec))
+    assets += gate_assets(spec)
     return [*assets, *report_assets(spec)]

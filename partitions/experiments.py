@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.data import AnySource, DataSource
 from dioptra_assets.robustness.defences import DEFAULT_EOT_SAMPLES, Defence
+from dioptra_assets.robustness.gates import Gate
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
 from dioptra_assets.robustness.training import TrainingRecipe
@@ -20,6 +21,7 @@ from partitions.attacks import METHODS, SECTIONS, Family, attack_configs, by_met
 from partitions.configs import ExperimentError, one_of, validate
 from partitions.defences import defence_configs
 from partitions.dynamic_keys import KeyedConfigs
+from partitions.gates import gate_rules
 
 SOURCES: dict[str, type[DataSource]] = {
     source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])
@@ -46,6 +48,8 @@ class ExperimentFile(BaseModel):
         inversions: attack key -> model inversion config.
         defences: name -> preprocessing defence, evaluated on every attack, oblivious and adaptive.
         eot_samples: draws of a random defence that an adaptive attack takes the mean of.
+        gates: what the numbers must reach, a sentence each: `robust_accuracy >= 0.6 for pgd_0.3`, `asr <= 0.05`; as
+            `{rule: SENTENCE, severity: warn}` it but warns.
         sanity: what a failed sanity check does: `warn`, or `block` what is made from the metrics.
         log_sets: also log every adversarial and inverted set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
         dynamic: nothing is declared: architectures, attacks and defences come as jobs ask for them, and each key
@@ -64,6 +68,7 @@ class ExperimentFile(BaseModel):
     inversions: dict[str, Any] = Field(default_factory=dict)
     defences: dict[str, Any] = Field(default_factory=dict)
     eot_samples: int = Field(default=DEFAULT_EOT_SAMPLES, ge=1, le=1000)
+    gates: tuple[Any, ...] = ()
     sanity: Literal["warn", "block"] = "warn"
     log_sets: bool = False
     dynamic: bool = False
@@ -88,6 +93,7 @@ class ExperimentSpec:
         sanity: whether a failed sanity check warns or blocks.
         log_sets: whether adversarial and inverted sets are logged to MLflow as archives.
         dynamic: whether architectures and attacks come as they are asked for, each key carrying its config.
+        gates: what the numbers of every model must reach.
     """
 
     name: str
@@ -104,6 +110,7 @@ class ExperimentSpec:
     sanity: Literal["warn", "block"]
     log_sets: bool
     dynamic: bool = False
+    gates: tuple[Gate, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -145,6 +152,7 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
                 check_attack(attack, source, architectures)
             except ValueError as error:
                 raise ExperimentError(f"{where}, {SECTIONS[family]} entry {key!r}: {error}") from error
+    defences = defence_configs(name, file.defences)
     return ExperimentSpec(
         name=name,
         description=file.description,
@@ -155,10 +163,13 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         attacks=families["evasion"],
         poisonings=families["poisoning"],
         inversions=families["inversion"],
-        defences=defence_configs(name, file.defences),
+        defences=defences,
         eot_samples=file.eot_samples,
         sanity=file.sanity,
         log_sets=file.log_sets,
+        gates=gate_rules(
+            name, file.gates, {"evasion": families["evasion"], "poisoning": families["poisoning"]}, defences
+        ),
     )
 
 

@@ -38,7 +38,7 @@ class CellResult:
     """What a cell's computation gives back.
 
     Attributes:
-        stored: the version that is served now.
+        stored: the version that is served now; None where a check that blocks has failed and nothing was written.
         metadata: what the UI shows of it.
         metrics: numbers, shown in the UI and logged to MLflow.
         step: the step they are logged at: the last epoch, where earlier ones have been logged.
@@ -46,7 +46,7 @@ class CellResult:
             as failed and not as materialized, so that nothing is made from it.
     """
 
-    stored: StoredCell
+    stored: StoredCell | None
     metadata: Metadata = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
@@ -237,7 +237,7 @@ def cell_asset(
     )
     def materialize(
         context: dg.AssetExecutionContext, store: StoreResource, tracking: Tracking
-    ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult | dg.Output[None]]:
+    ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.Output[None]]:
         keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
         failures: dict[str, str] = {}
         cells = store.cells()
@@ -264,11 +264,15 @@ def cell_asset(
                 context.log.error(f"{cell} failed ({number} of {len(keys)})", exc_info=error)
                 continue
             assert result is not None
-            yield from result.checks
+            yield from (_evaluation(check, key, check.check_name in blockers) for check in result.checks)
             blocking = [check for check in result.checks if not check.passed and check.check_name in blockers]
             if blocking:
                 reasons = "; ".join(str(check.description) for check in blocking)
-                raise dg.Failure(f"{cell}: blocking checks have failed: {reasons}")
+                if len(keys) == 1:
+                    raise dg.Failure(f"{cell}: blocking checks have failed: {reasons}")
+                failures[cell.path] = f"blocking checks have failed: {reasons}"
+                continue
+            assert result.stored is not None
             context.log.info(f"{cell} done ({number} of {len(keys)}) in {time.monotonic() - started:.1f} s")
             yield dg.AssetMaterialization(
                 asset_spec.key,
@@ -281,9 +285,10 @@ def cell_asset(
                 f"{len(failures)} of {len(keys)} cells of {spec.name}/{name} failed, the others are kept",
                 metadata={path: dg.MetadataValue.text(reason) for path, reason in failures.items()},
             )
-        yield dg.Output(
-            None, output_name=context.op_execution_context.op_def.output_defs[0].name, metadata=NO_FURTHER_EVENT
-        )
+        own, *of_checks = context.op_execution_context.op_def.output_defs
+        yield dg.Output(None, output_name=own.name, metadata=NO_FURTHER_EVENT)
+        # The results of the checks were reported cell by cell.
+        yield from (dg.Output(None, output_name=check.name) for check in of_checks)
 
     return materialize
 
@@ -308,6 +313,22 @@ def _tracked(
         return None
 
 
+def _evaluation(result: dg.AssetCheckResult, partition: str | None, blocking: bool) -> dg.AssetCheckEvaluation:
+    """What a check found of one cell. A result that is yielded as such is of the whole step, of which there is one."""
+    assert result.asset_key is not None and result.check_name is not None
+    return dg.AssetCheckEvaluation(
+        result.asset_key,
+        result.check_name,
+        result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+        # Dagster would fail the step after its last cell; which cells are blocked is said by `dg.Failure`.
+        blocking=False,
+        partition=partition,
+    )
+
+
 def _refuse_ended_run(context: dg.AssetExecutionContext) -> None:
     run = context.instance.get_run_by_id(context.run_id)
     if run is not None and run.is_finished:
@@ -321,6 +342,7 @@ def _data_version(stored: StoredCell) -> dict[str, str]:
 
 
 def _metadata(result: CellResult, store: CellStore, run: CellRun | None, seconds: float) -> dict[str, Any]:
+    assert result.stored is not None
     metadata: dict[str, Any] = {**result.metadata}
     metadata |= {name: float(value) for name, value in result.metrics.items()}
     metadata["stored at"] = dg.MetadataValue.path(f"{store.url}/{result.stored.prefix}")

@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.cells import CellContext
+from dioptra_assets.assets.gates import gated_families
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import defence_comparison
 from dioptra_assets.robustness.poisoning import poison_curve
 from dioptra_assets.robustness.report import Section
-from partitions.keys import ARCHITECTURE, ATTACK
+from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
 from resources.cells import StoredCell
 from resources.image_store import read_image_set
 from resources.tables import read_table
@@ -22,7 +23,7 @@ def report_sections(cell: CellContext, metrics: pd.DataFrame) -> tuple[list[Sect
     sections: list[Section] = []
     read: list[StoredCell] = []
     missing: list[str] = []
-    for made in (_sanity, _defences, _backdoors, _inversion):
+    for made in (_gates, _sanity, _defences, _backdoors, _inversion):
         section, cells, absent = made(cell, metrics)
         sections += [section] if section else []
         read += cells
@@ -31,6 +32,31 @@ def report_sections(cell: CellContext, metrics: pd.DataFrame) -> tuple[list[Sect
 
 
 Made = tuple[Section | None, list[StoredCell], list[str]]  # section, the cells it was read from, those missing
+
+
+def _gates(cell: CellContext, _: pd.DataFrame) -> Made:
+    stored, missing, withheld = [], [], []
+    for family in gated_families(cell.spec):
+        partitions = [{ARCHITECTURE: a, ATTACK: k} for k in cell.spec.family(family) for a in cell.architectures()]
+        judged = {partition_key_of(one.cell.partition): one for one in cell.present(f"{family}_gate", partitions)[0]}
+        numbers, absent = cell.present(f"{family}_metrics", partitions)
+        missing += absent
+        for one in numbers:
+            gate = judged.get(partition_key_of(one.cell.partition))
+            if gate and gate.manifest.attributes["judged"] == one.manifest.data_version:
+                stored.append(gate)
+            else:
+                withheld.append(one.cell.path)
+    if withheld:
+        raise LookupError(
+            f"{cell.cell} is withheld: a gate that blocks does not hold, or has not been judged, for"
+            f" {', '.join(withheld)}; `dioptra-assets gate {cell.spec.name}` says which"
+        )
+    tables = [table for one in stored if len(table := read_table(one))]
+    if not tables:
+        return None, stored, missing
+    text = "What was asked of each model. Where a rule that blocks does not hold, there is no report."
+    return Section("Gates", text, pd.concat(tables, ignore_index=True).drop(columns="metric")), stored, missing
 
 
 def _sanity(cell: CellContext, metrics: pd.DataFrame) -> Made:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dioptra_assets.assets.adversarial_sets import shown_rows
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.gates import gated_families
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.assets.report_sections import report_sections
@@ -118,7 +119,12 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         "report",
         _report,
         description="One self-contained page: threat models, results with intervals, pictures, how to repeat it.",
-        deps=[*(name for name, exists in tables.items() if exists), "clean_predictions", "model"],
+        deps=[
+            *(name for name, exists in tables.items() if exists),
+            *(f"{family}_gate" for family in gated_families(spec)),
+            "clean_predictions",
+            "model",
+        ],
         kinds={"html"},
         params=lambda _: {},
     )

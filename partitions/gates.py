@@ -1,0 +1,57 @@
+"""Gates of an experiment file <-> typed rules."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dioptra_assets.robustness.gates import METRICS, Gate, parse_gate
+from partitions.attacks import Family
+from partitions.configs import ExperimentError, one_of
+
+
+def gate_rules(
+    experiment: str, entries: Iterable[Any], families: Mapping[Family, Iterable[str]], defences: Iterable[str]
+) -> tuple[Gate, ...]:
+    """The gates of an experiment.
+
+    Args:
+        experiment: its name, for messages.
+        entries: a sentence each, or `{rule: SENTENCE, severity: warn}`.
+        families: family -> its attack keys.
+        defences: names of the defences.
+
+    Raises:
+        ExperimentError: naming experiment and rule, and what is allowed.
+    """
+    gates: dict[str, Gate] = {}
+    for entry in entries:
+        where = f"experiment {experiment!r}, gates entry {entry!r}"
+        given = {"rule": entry} if isinstance(entry, str) else entry
+        if (
+            not isinstance(given, Mapping)
+            or set(given) - {"rule", "severity"}
+            or not isinstance(given.get("rule"), str)
+        ):
+            raise ExperimentError(f"{where}: write a sentence, or `{{rule: SENTENCE, severity: warn}}`")
+        severity = given.get("severity", "block")
+        if severity not in ("block", "warn"):
+            raise ExperimentError(
+                f"{where}, field 'severity': {severity!r} is not allowed, {one_of(('block', 'warn'))}"
+            )
+        try:
+            gate = parse_gate(given["rule"], severity)
+        except ValueError as error:
+            raise ExperimentError(f"{where}: {error}") from error
+        if gate.name in gates:
+            raise ExperimentError(f"{where}: the rule is given twice")
+        if gate.defence not in ("none", *defences):
+            raise ExperimentError(f"{where}: there is no defence {gate.defence!r}, {one_of(defences)}")
+        if not any(gate.holds_for(family, key) for family, keys in families.items() for key in keys):
+            judged = [
+                key for family, keys in families.items() if gate.metric in METRICS.get(family, ()) for key in keys
+            ]
+            raise ExperimentError(
+                f"{where}: no attack {gate.attack!r} has the metric {gate.metric!r}, "
+                f"{one_of(judged) if judged else 'none has'}"
+            )
+        gates[gate.name] = gate
+    return tuple(gates.values())
