@@ -19,16 +19,20 @@ if TYPE_CHECKING:
         submit_job,
         tracking_uri,
     )
+    from dioptra_assets.looking import compare, history, show
 
 __all__ = [
     "Job",
     "Report",
     "catalog",
     "cells",
+    "compare",
     "gates",
     "get_job_by_id",
+    "history",
     "load",
     "materialize",
+    "show",
     "submit_job",
     "tracking_uri",
 ]
@@ -37,7 +41,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the package itself is imported by every part of it.
     if name in __all__:
-        from dioptra_assets import client
+        from dioptra_assets import client, looking
 
-        return getattr(client, name)
+        return getattr(client if hasattr(client, name) else looking, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

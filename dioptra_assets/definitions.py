@@ -8,6 +8,7 @@ import yaml
 
 from dioptra_assets.jobs import entry_point_job
 from dioptra_assets.launch import UnknownExperimentError
+from dioptra_assets.sensors import registered_model_job
 from partitions.experiments import ExperimentSpec, parse_experiment, refuse_repeated_names
 from resources import home
 from resources.store import StoreResource
@@ -34,8 +35,12 @@ def code_location(package: Path) -> dg.Definitions:
         # registers (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
         experiments = tree.build_defs(package / "defs")
     own = dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor, component_tree=tree)
-    everything = dg.Definitions.merge(experiments, own)
-    return dg.Definitions.merge(everything, dg.Definitions(jobs=[entry_point_job(lambda: everything)]))
+    jobs = [
+        entry_point_job(lambda: complete),
+        registered_model_job(lambda: complete, lambda name: experiment_spec(name, package)),
+    ]
+    complete = dg.Definitions.merge(experiments, own, dg.Definitions(jobs=jobs))
+    return complete
 
 
 def experiment_spec(name: str, package: Path = Path(__file__).parent) -> ExperimentSpec:

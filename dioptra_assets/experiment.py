@@ -18,9 +18,11 @@ from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import model_assets
 from dioptra_assets.assets.poisoned_sets import poisoned_set_assets
 from dioptra_assets.assets.poisoning_tables import poisoning_table_assets
+from dioptra_assets.assets.registered_models import registered_model_assets
 from dioptra_assets.assets.reports import report_assets
 from dioptra_assets.assets.sanity import sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
+from dioptra_assets.sensors import automation_sensor, registry_sensor
 from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment, refuse_repeated_names
 
 
@@ -64,7 +66,11 @@ class Experiment(dg.Component):
             ExperimentError: a sentence for each mistake in the file.
         """
         refuse_repeated_names(context.path / "defs.yaml")
-        return dg.Definitions(assets=experiment_assets(parse_experiment(context.path.name, self.attributes)))
+        spec = parse_experiment(context.path.name, self.attributes)
+        sensors = [registry_sensor(spec)] if spec.watch else []
+        if spec.automation:
+            sensors.append(automation_sensor(spec))
+        return dg.Definitions(assets=experiment_assets(spec), sensors=sensors)
 
 
 def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
@@ -82,4 +88,6 @@ def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     if spec.attacks:
         assets.append(sanity_asset(spec))
     assets += gate_assets(spec)
+    if spec.watch:
+        assets += registered_model_assets(spec)
     return [*assets, *report_assets(spec)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.definitions.partitions.context import partition_loading_context
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
@@ -101,11 +102,24 @@ def materialize_experiment(
     if not keys:
         known = sorted({key.path[0] for key in graph.get_all_asset_keys()})
         raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
-    if any(is_dynamic(graph.get(key).partitions_def) for key in keys):
+    if any(key.path == [experiment, "model"] and is_dynamic(graph.get(key).partitions_def) for key in keys):
         raise UnknownExperimentError(
             f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
         )
     job = defs.resolve_implicit_global_asset_job_def()
+    with partition_loading_context(dynamic_partitions_store=instance):
+        return _materialize(graph, job, keys, instance=instance, store=store, log=log)
+
+
+def _materialize(
+    graph: Any,
+    job: dg.JobDefinition,
+    keys: Sequence[dg.AssetKey],
+    *,
+    instance: dg.DagsterInstance,
+    store: CellStore,
+    log: Callable[[str], None],
+) -> Launched:
     launched = Launched()
     for key in keys:
         definition = graph.get(key).partitions_def

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.data import AnySource, DataSource
 from dioptra_assets.robustness.defences import DEFAULT_EOT_SAMPLES, Defence
+from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.gates import Gate
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
@@ -34,6 +36,25 @@ def _owner(owner: str) -> str:
     return owner
 
 
+class Watch(BaseModel):
+    """Which versions in the MLflow registry an experiment watches: those that meet both.
+
+    Attributes:
+        name: the name of the registered model; `*` stands for anything.
+        tag: a tag of the version, `candidate` or `stage=review`; left out, none is wanted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="*", min_length=1)
+    tag: str = Field(default="", pattern="^([^=]+(=.*)?)?$")
+
+    def takes(self, name: str, tags: Mapping[str, str]) -> bool:
+        """Whether a version is watched."""
+        key, given, value = self.tag.partition("=")
+        return fnmatchcase(name, self.name) and (not key or (key in tags and (not given or tags[key] == value)))
+
+
 class ExperimentFile(BaseModel):
     """The fields of an experiment file, below `attributes`.
 
@@ -50,6 +71,8 @@ class ExperimentFile(BaseModel):
         eot_samples: draws of a random defence that an adaptive attack takes the mean of.
         gates: what the numbers must reach, a sentence each: `robust_accuracy >= 0.6 for pgd_0.3`, `asr <= 0.05`; as
             `{rule: SENTENCE, severity: warn}` it but warns.
+        watch: registered models that are attacked and gated beside those trained here, whoever registered them.
+        automation: compute what is stale or missing, and attack new registered models, without being asked.
         sanity: what a failed sanity check does: `warn`, or `block` what is made from the metrics.
         log_sets: also log every adversarial and inverted set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
         dynamic: nothing is declared: architectures, attacks and defences come as jobs ask for them, and each key
@@ -69,6 +92,8 @@ class ExperimentFile(BaseModel):
     defences: dict[str, Any] = Field(default_factory=dict)
     eot_samples: int = Field(default=DEFAULT_EOT_SAMPLES, ge=1, le=1000)
     gates: tuple[Any, ...] = ()
+    watch: Watch | None = None
+    automation: bool = False
     sanity: Literal["warn", "block"] = "warn"
     log_sets: bool = False
     dynamic: bool = False
@@ -94,6 +119,9 @@ class ExperimentSpec:
         log_sets: whether adversarial and inverted sets are logged to MLflow as archives.
         dynamic: whether architectures and attacks come as they are asked for, each key carrying its config.
         gates: what the numbers of every model must reach.
+        watch: which registered models are attacked beside those trained here.
+        automation: whether stale cells and new registered models are computed without being asked for.
+        branch: the part of the graph that is meant, where it is not the experiment itself: see :func:`branch_of`.
     """
 
     name: str
@@ -111,6 +139,9 @@ class ExperimentSpec:
     log_sets: bool
     dynamic: bool = False
     gates: tuple[Gate, ...] = ()
+    watch: Watch | None = None
+    automation: bool = False
+    branch: str = ""
 
     @property
     def trains(self) -> bool:
@@ -167,10 +198,21 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         eot_samples=file.eot_samples,
         sanity=file.sanity,
         log_sets=file.log_sets,
+        watch=file.watch,
+        automation=file.automation,
         gates=gate_rules(
             name, file.gates, {"evasion": families["evasion"], "poisoning": families["poisoning"]}, defences
         ),
     )
+
+
+BRANCH = "registered_model"
+
+
+def branch_of(spec: ExperimentSpec) -> ExperimentSpec:
+    """The experiment as its branch of registered models sees it: their keys come as they are found, and no defence."""
+    gates = tuple(gate for gate in spec.gates if gate.defence == NO_DEFENCE)
+    return replace(spec, branch=BRANCH, architectures={}, poisonings={}, inversions={}, defences={}, gates=gates)
 
 
 def _check_declared(file: ExperimentFile, where: str) -> None:

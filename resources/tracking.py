@@ -32,10 +32,12 @@ from resources.mlflow_client import (
 )
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 # After a failure the next cells of a backfill fail at once, instead of each waiting for its own timeouts.
 RETRY_AFTER = 30.0
+MOST_FILES = 1000  # of a registered version, looked through for its model
 
 
 class TrackingUnavailable(RuntimeError):  # noqa: N818 - a state of the world, not a mistake
@@ -179,6 +181,74 @@ class Tracking(dg.ConfigurableResource):
             if actual != expected:
                 raise ModelRefused(f"{what}: sha256 of {paths[0]} is {actual}, registered was {expected}")
             return downloaded.replace(into / f"{name}@{version}.keras")
+
+    def fetch_any_model(self, name: str, version: str | int, into: Path) -> Path:
+        """Download the one model file of a registered version, whoever registered it.
+
+        What :meth:`CellRun.register_model` registered is held to its digest. Of anything else the artefacts are listed
+        and the one `.keras` file among them is copied: an MLmodel file, a pickle or code beside it is never opened.
+
+        Args:
+            name: registered model.
+            version: its version.
+            into: folder for the file, made where it is missing.
+
+        Returns:
+            `into/NAME@VERSION.keras`; nothing has looked into it yet.
+
+        Raises:
+            LookupError: there is no such version.
+            ModelRefused: it holds no `.keras` file or several, or was altered since it was registered here.
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        from mlflow.artifacts import download_artifacts, list_artifacts
+
+        client = self._connect()
+        what = f"version {version} of the registered model {name!r}"
+        if DIGEST_TAG in self.registered_model_tags(name, int(version)):
+            return self.fetch_model(name, version, into)
+        with self.reaching(f"listing the files of {what}"):
+            root = client.get_model_version_download_uri(name, str(version))
+            folders, files = [""], []
+            while folders and len(files) < MOST_FILES:
+                folder = folders.pop()
+                found = list_artifacts(
+                    artifact_uri=f"{root.rstrip('/')}/{folder}", tracking_uri=self.mlflow_tracking_uri
+                )
+                folders += [file.path for file in found if file.is_dir]
+                files += [file.path for file in found if not file.is_dir]
+        models = [path for path in files if path.endswith(".keras")]
+        if len(models) != 1:
+            held = ", ".join(sorted(models or files)[:10]) or "nothing"
+            raise ModelRefused(
+                f"{what} must hold one .keras file, found {held}: register that file, or mlflow.keras.log_model"
+            )
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".fetch-") as scratch:
+            with self.reaching(f"downloading {what}"):
+                path = download_artifacts(
+                    artifact_uri=f"{root.rstrip('/')}/{models[0]}",
+                    dst_path=scratch,
+                    tracking_uri=self.mlflow_tracking_uri,
+                )
+            return Path(path).replace(into / f"{name}@{version}.keras")
+
+    def registered_versions(self) -> list["ModelVersion"]:
+        """Every version of every registered model, the oldest first.
+
+        Raises:
+            TrackingUnavailable: MLflow does not answer.
+        """
+        client = self._connect()
+        found, token = [], None
+        with self.reaching("listing the registered models"):
+            while True:
+                page = client.search_model_versions(max_results=1000, page_token=token)
+                found += page
+                token = page.token
+                if not token:
+                    break
+        return sorted(found, key=lambda version: (version.creation_timestamp, version.name, int(version.version)))
 
     def run_tags(self, run_id: str) -> dict[str, str]:
         """The tags of an MLflow run.

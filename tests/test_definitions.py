@@ -55,15 +55,17 @@ ARROWS = {
     "partitions": {"robustness"},
     "resources": {"robustness"},
     "assets": BELOW_ASSETS,
-    "experiment": {"assets", *BELOW_ASSETS},
-    "definitions": {"experiment", "jobs", "resources"},
+    "experiment": {"assets", "sensors", *BELOW_ASSETS},
+    "definitions": {"experiment", "jobs", "launch", "partitions", "resources", "sensors"},
+    "sensors": {"assets", "launch", "partitions", "resources"},
+    "looking": {"client", *BELOW_ASSETS},
     "launch": {"assets", *BELOW_ASSETS},
     "entry_points": BELOW_ASSETS,
     "jobs": {"assets", "entry_points", "launch", *BELOW_ASSETS},
     "submit": {"definitions", "entry_points", "jobs", "launch", *BELOW_ASSETS},
     "client": {"assets", "definitions", "launch", "submit", *BELOW_ASSETS},
-    "cli": {"package", "client", "definitions", "entry_points", "launch", "submit", *BELOW_ASSETS},
-    "package": {"client"},
+    "cli": {"package", "assets", "client", "definitions", "entry_points", "launch", "submit", *BELOW_ASSETS},
+    "package": {"client", "looking"},
 }
 
 

@@ -65,6 +65,7 @@ def outputs_of(notebook: nbformat.NotebookNode, mime_type: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_first_steps_runs_and_shows_sets_tables_curve_and_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

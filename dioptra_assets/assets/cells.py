@@ -53,6 +53,12 @@ class CellResult:
     checks: Sequence[dg.AssetCheckResult] = ()
 
 
+# What the branch of registered models has of its own; testing set and configs are those of the experiment.
+BRANCH_ASSETS = frozenset(
+    {"model", "clean_predictions", "adversarial_set", "evasion_examples", "evasion_metrics", "evasion_gate"}
+)
+
+
 @dataclass(frozen=True)
 class CellContext:
     """What a cell's computation has at hand.
@@ -61,6 +67,7 @@ class CellContext:
         spec: the experiment.
         cell: which asset and partition is computed.
         store: where inputs are read and the value is written.
+        registry: MLflow.
         tracking: the cell's MLflow run, None where MLflow could not be reached.
         run_id: the Dagster run.
         guard: to be called last before a value is published; raises where the run has ended.
@@ -70,6 +77,7 @@ class CellContext:
     spec: ExperimentSpec
     cell: Cell
     store: CellStore
+    registry: Tracking
     tracking: CellRun | None
     run_id: str
     guard: Callable[[], None]
@@ -95,14 +103,16 @@ class CellContext:
 
     def architectures(self) -> list[str]:
         """The architecture keys of the experiment; where they come as they are asked for, those of the models made."""
+        if self.spec.branch:
+            return [self.cell.partition[ARCHITECTURE]]  # a registered model is attacked and evaluated alone
         if not self.spec.dynamic:
             return list(self.spec.architectures)
         asset = f"{self.spec.name}/model"
         return [cell.partition[ARCHITECTURE] for cell in self.store.cells(asset) if cell.asset == asset]
 
     def input_cell(self, asset: str, **partition: str) -> Cell:
-        """A cell of this experiment."""
-        return Cell(f"{self.spec.name}/{asset}", partition)
+        """A cell of this experiment, of the same branch where the branch has such an asset."""
+        return Cell("/".join(asset_key(self.spec, asset).path), partition)
 
     def read(self, asset: str, **partition: str) -> StoredCell:
         """An input of this cell.
@@ -145,7 +155,15 @@ def partitions_of(
 ) -> dg.PartitionsDefinition[str] | None:
     """The partitions of an asset of an experiment, by the names of its dimensions and the family of its attacks."""
     definitions: dict[str, dg.PartitionsDefinition[str]]
-    if spec.dynamic:
+    if spec.branch:
+        keys = {ATTACK: list(spec.family(family))}
+        definitions = {
+            dimension: dg.DynamicPartitionsDefinition(name=dynamic_dimension(spec.name, spec.branch))
+            if dimension == ARCHITECTURE
+            else dg.StaticPartitionsDefinition(keys[dimension])
+            for dimension in dimensions
+        }
+    elif spec.dynamic:
         definitions = {
             dimension: dg.DynamicPartitionsDefinition(name=dynamic_dimension(spec.name, dimension, family))
             for dimension in dimensions
@@ -172,11 +190,17 @@ def is_dynamic(definition: dg.PartitionsDefinition[str] | None) -> bool:
 
 def asset_key(spec: ExperimentSpec, name: str) -> dg.AssetKey:
     """The key of an asset of an experiment: `defended_set/jpeg` is three parts with the experiment's name."""
-    return dg.AssetKey([spec.name, *name.split("/")])
+    branch = [spec.branch] if spec.branch and name in BRANCH_ASSETS else []
+    return dg.AssetKey([spec.name, *branch, *name.split("/")])
 
 
 def every(spec: ExperimentSpec, name: str) -> dg.AssetDep:
-    """A dependency on every partition of an asset of the same experiment, whatever the partition of the child."""
+    """A dependency on every partition of an asset of the same experiment, whatever the partition of the child.
+
+    In a branch, where each model stands alone, on the child's own.
+    """
+    if spec.branch:
+        return dg.AssetDep(asset_key(spec, name))
     return dg.AssetDep(asset_key(spec, name), partition_mapping=dg.AllPartitionMapping())
 
 
@@ -222,6 +246,7 @@ def cell_asset(
         owners=list(spec.owners),
         code_version=code_version,
         partitions_def=partitions_of(spec, dimensions, family),
+        automation_condition=_automation() if spec.automation and not spec.branch else None,
         metadata={DIMENSIONS: list(dimensions)}
         | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
     )
@@ -230,7 +255,7 @@ def cell_asset(
 
     @dg.multi_asset(
         specs=[asset_spec],
-        name=f"{spec.name}__{name.replace('/', '__')}",
+        name="__".join(asset_spec.key.path),
         check_specs=checks,
         pool=pool,
         backfill_policy=dg.BackfillPolicy.single_run() if dimensions else None,
@@ -240,9 +265,9 @@ def cell_asset(
     ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.Output[None]]:
         keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
         failures: dict[str, str] = {}
-        cells = store.cells()
+        cells, asset = store.cells(), "/".join(asset_spec.key.path)
         for number, key in enumerate(keys, start=1):
-            cell = Cell(f"{spec.name}/{name}", partition_of(dimensions, key))
+            cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
             started = time.monotonic()
             run, result = None, None
@@ -250,7 +275,9 @@ def cell_asset(
                 with ExitStack() as stack:
                     run = _tracked(stack, tracking, context, cell, params(cell.partition)) if params else None
                     guard = functools.partial(_refuse_ended_run, context)
-                    result = compute(CellContext(spec, cell, cells, run, context.run_id, guard, context.log.info))
+                    result = compute(
+                        CellContext(spec, cell, cells, tracking, run, context.run_id, guard, context.log.info)
+                    )
                     if run and result.metrics:
                         run.log_metrics(result.metrics, result.step)
             except TrackingUnavailable as error:
@@ -282,7 +309,7 @@ def cell_asset(
             )
         if failures:
             raise dg.Failure(
-                f"{len(failures)} of {len(keys)} cells of {spec.name}/{name} failed, the others are kept",
+                f"{len(failures)} of {len(keys)} cells of {asset} failed, the others are kept",
                 metadata={path: dg.MetadataValue.text(reason) for path, reason in failures.items()},
             )
         own, *of_checks = context.op_execution_context.op_def.output_defs
@@ -291,6 +318,22 @@ def cell_asset(
         yield from (dg.Output(None, output_name=check.name) for check in of_checks)
 
     return materialize
+
+
+def _automation() -> dg.AutomationCondition:
+    """Compute a cell when it goes missing, when what it is declared by is edited, or what it is made from has changed.
+
+    By content: an input that was computed again with the same value changes nothing. What fails is tried again when
+    something changes, not at every tick. What goes over all cells waits until they are there.
+    """
+    condition: Any = dg.AutomationCondition  # its generics do not combine
+    changed = (
+        condition.newly_missing()
+        | (condition.initial_evaluation() & condition.missing())
+        | condition.code_version_changed()
+        | condition.any_deps_match(condition.data_version_changed())
+    ).since(condition.newly_requested() | condition.newly_updated())
+    return changed & ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
 
 
 def _tracked(

@@ -94,7 +94,7 @@ def verdicts(spec: ExperimentSpec, store: CellStore) -> tuple[pd.DataFrame, list
 
 def _last(spec: ExperimentSpec, store: CellStore, stored_metrics: StoredCell, family: Family) -> pd.DataFrame:
     partition = stored_metrics.cell.partition
-    before = store.find(Cell(f"{spec.name}/{family}_gate", partition))
+    before = store.find(Cell("/".join(asset_key(spec, f"{family}_gate").path), partition))
     if before is None:
         return pd.DataFrame(columns=[*GATE_COLUMNS])
     if before.manifest.attributes["judged"] != stored_metrics.manifest.data_version:

@@ -47,20 +47,25 @@ def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             pool=GPU_POOL,
             params=lambda partition: spec.architectures[partition[ARCHITECTURE]].model_dump(mode="json"),
         ),
-        cell_asset(
-            spec,
-            "clean_predictions",
-            _predict,
-            description="What each model says of every untouched testing image. Computed once a model: every attack on"
-            " it, and every transfer to it, is measured against these.",
-            dimensions=(ARCHITECTURE,),
-            deps=["model", "testing_set"],
-            kinds={"pandas"},
-            columns=CLEAN_PREDICTION_COLUMNS,
-            pool=GPU_POOL,
-            params=dict,
-        ),
+        clean_predictions_asset(spec),
     ]
+
+
+def clean_predictions_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
+    """`clean_predictions`, by architecture."""
+    return cell_asset(
+        spec,
+        "clean_predictions",
+        _predict,
+        description="What each model says of every untouched testing image. Computed once a model: every attack on"
+        " it, and every transfer to it, is measured against these.",
+        dimensions=(ARCHITECTURE,),
+        deps=["model", "testing_set"],
+        kinds={"pandas"},
+        columns=CLEAN_PREDICTION_COLUMNS,
+        pool=GPU_POOL,
+        params=dict,
+    )
 
 
 def _images_of_models(spec: ExperimentSpec) -> str:

@@ -58,6 +58,11 @@ def predict(model: Any, image_set: ImageSet, batch_size: int = DEFAULT_BATCH_SIZ
     return pd.concat(tables, ignore_index=True)
 
 
+def logits_of(model: Any, images: np.ndarray) -> np.ndarray:
+    """The logits of a few images in one forward pass, float32 [rows, classes]."""
+    return _forward(model)(np.asarray(images, np.float32))
+
+
 @functools.lru_cache(maxsize=8)
 def _forward(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The model on numpy batches, compiled once a model with TensorFlow: `Model.predict` costs 0.1 s a call."""

@@ -1,0 +1,144 @@
+"""The branch of registered models: what anyone put into the MLflow registry, attacked and gated like our own."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+
+from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
+from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.gates import gate_assets
+from dioptra_assets.assets.metric_tables import metric_table_assets
+from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
+from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.image_set import ImageSet
+from partitions.experiments import ExperimentSpec, branch_of
+from partitions.keys import ARCHITECTURE
+from resources.cells import StoredCell
+from resources.compute import prepare_device
+from resources.image_store import read_image_set
+from resources.models import write_model
+from resources.tracking import ModelRefused
+
+# Each of these blocks: what fails one is not attacked.
+CHECKS = {
+    "loads_without_code": "The version is one .keras file of built-in layers, and nothing in it is code.",
+    "takes_these_images": "It takes images of the size and channels of the testing set.",
+    "gives_logits": "It gives one finite logit for each class, and does not end in a softmax.",
+    "takes_pixels_from_0_to_1": "It does no better with pixels from 0 to 255: normalization is a layer of the model.",
+}
+LOOKED_AT = 256  # testing images that the range is judged on
+SEPARATOR = "@"
+
+
+def version_key(name: str, version: str | int) -> str:
+    """The partition key of a version: `team_le_net@3`."""
+    return f"{name}{SEPARATOR}{version}"
+
+
+def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
+    """The branch `registered_model/...` of an experiment that watches the registry."""
+    branch = branch_of(spec)
+    model = cell_asset(
+        branch,
+        "model",
+        _fetch,
+        description="A version of a registered model, copied from MLflow without running anything it brings.",
+        dimensions=(ARCHITECTURE,),
+        deps=["testing_set"],
+        kinds={"mlflow", "tensorflow"},
+        pool=GPU_POOL,
+        params=dict,
+        checks=[
+            dg.AssetCheckSpec(
+                name,
+                asset=asset_key(branch, "model"),
+                description=description,
+                blocking=True,
+                partitions_def=partitions_of(branch, (ARCHITECTURE,)),
+            )
+            for name, description in CHECKS.items()
+        ],
+    )
+    return [
+        model,
+        clean_predictions_asset(branch),
+        adversarial_set_asset(branch),
+        *metric_table_assets(branch),
+        *gate_assets(branch),
+    ]
+
+
+def _fetch(cell: CellContext) -> CellResult:
+    from dioptra_assets.robustness.model_files import UnsafeModelError, load_model
+
+    key = cell.cell.partition[ARCHITECTURE]
+    name, _, version = key.rpartition(SEPARATOR)
+    testing_set = read_image_set(cell.read("testing_set"))
+    device = prepare_device()
+    found: dict[str, str] = {}  # check -> why it failed
+    stored: StoredCell | None = None
+    model: Any = None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model = load_model(cell.registry.fetch_any_model(name, version, Path(folder)))
+        except (UnsafeModelError, ModelRefused) as error:
+            found["loads_without_code"] = str(error).replace(f"{folder}/", "")
+    if model is not None:
+        found |= _faults(model, testing_set)
+    if model is not None and not found:
+        facts = {
+            "architecture": name,
+            "version": version,
+            "parameters": int(model.count_params()),
+            "image_shape": list(testing_set.image_shape),
+            "class_names": list(testing_set.class_names),
+        }
+        try:
+            stored = write_model(cell.store, cell.cell, model, pd.DataFrame(), attributes=facts, **cell.publishing)
+        except NonFiniteError as error:
+            found["gives_logits"] = str(error)
+    metadata = {"registered model": f"{name} version {version}", "device": device}
+    return CellResult(stored, metadata, checks=[_check(cell, check, found.get(check), model) for check in CHECKS])
+
+
+def _faults(model: Any, images: ImageSet) -> dict[str, str]:
+    """Check -> why a model cannot be evaluated on these images; empty where it can."""
+    from dioptra_assets.robustness.predictions import logits_of
+
+    shape, classes = tuple(images.image_shape), len(images.class_names)
+    takes = tuple(model.input_shape) if isinstance(model.input_shape, tuple) else ()
+    if len(takes) != 4 or any(size not in (None, want) for size, want in zip(takes[1:], shape, strict=True)):
+        return {"takes_these_images": f"it takes images of {takes[1:] or model.input_shape}, these are {shape}"}
+    gives = tuple(model.output_shape) if isinstance(model.output_shape, tuple) else ()
+    if len(gives) != 2 or gives[1] != classes:
+        return {
+            "gives_logits": f"it gives {gives[1:] or model.output_shape} numbers an image, there are {classes} classes"
+        }
+    pixels, labels = images.images(np.arange(min(LOOKED_AT, len(images)))), images.labels[:LOOKED_AT]
+    logits = logits_of(model, pixels)
+    if not np.isfinite(logits).all():
+        return {"gives_logits": "it gives numbers that are not finite"}
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+        return {"gives_logits": "it gives probabilities: leave the softmax out, a saturated one has no gradient"}
+    right = float((logits.argmax(axis=1) == labels).mean())
+    stretched = float((logits_of(model, 255 * pixels).argmax(axis=1) == labels).mean())
+    # Twice the standard error of a difference of two rates of so many images is at most 0.09.
+    if stretched > right + 0.1:
+        return {
+            "takes_pixels_from_0_to_1": f"of {len(labels)} images it gets {right:.1%} right with pixels in [0, 1] and"
+            f" {stretched:.1%} with pixels in [0, 255]: put `keras.layers.Rescaling(255)` in front of it"
+        }
+    return {}
+
+
+def _check(cell: CellContext, name: str, fault: str | None, model: Any) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=fault is None and (model is not None or name == "loads_without_code"),
+        asset_key=asset_key(cell.spec, "model"),
+        check_name=name,
+        description=fault or (CHECKS[name] if model is not None else "Not looked at: it was not loaded."),
+    )

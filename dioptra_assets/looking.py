@@ -1,0 +1,143 @@
+"""Looking closer in a notebook: pictures with labels and confidences, and two models side by side."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dioptra_assets.client import load
+from dioptra_assets.robustness.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
+from dioptra_assets.robustness.image_set import ImageSet
+from partitions.experiments import BRANCH
+from partitions.keys import ARCHITECTURE, ATTACK
+from resources import home
+from resources.cells import Cell, CellStore
+from resources.tables import read_table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that shows itself in a notebook.
+
+    Attributes:
+        png: its bytes.
+    """
+
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def compare(experiment: str, first: str, second: str, *, attack: str | None = None) -> pd.DataFrame:
+    """Two models under the attacks of an experiment, each attacked itself.
+
+    Args:
+        experiment: its name.
+        first: an architecture key, or `NAME@VERSION` of a registered model.
+        second: another.
+        attack: an attack key; the answer is then image by image.
+
+    Returns:
+        One row an attack that both have met: `attack`, `n`, `first`, `second`, `difference` with its paired 95 %
+        interval `low` to `high`, `first_only`, `second_only` and `p_value` (McNemar). With `attack`, one row an image.
+
+    Raises:
+        LookupError: when there is nothing of a model, or no attack that both have met.
+    """
+    if attack is not None:
+        return compare_images(_examples(experiment, first, attack), _examples(experiment, second, attack))
+    met = [attack for attack in _attacks(experiment, first) if attack in set(_attacks(experiment, second))]
+    if not met:
+        raise LookupError(f"{experiment}: no attack has been evaluated on both {first!r} and {second!r}")
+    rows = [
+        compare_rates(key, compare_images(_examples(experiment, first, key), _examples(experiment, second, key)))
+        for key in met
+    ]
+    return pd.DataFrame(rows, columns=[*COMPARISON_COLUMNS])
+
+
+def history(experiment: str, image_id: str) -> pd.DataFrame:
+    """Everything that was done to one image: a row for each attack, source, target and defence.
+
+    Args:
+        experiment: its name.
+        image_id: as in the testing set.
+
+    Raises:
+        LookupError: when no stored example table has such an image.
+    """
+    tables = []
+    for asset in ("evasion_examples", f"{BRANCH}/evasion_examples"):
+        for cell in _store().cells(f"{experiment}/{asset}"):
+            table = load(cell.asset, **cell.partition)
+            tables.append(table[table["image_id"] == image_id].drop(columns="adversarial_probabilities"))
+    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if found.empty:
+        raise LookupError(f"{experiment}: no attacked image {image_id!r}; ids are those of the testing set")
+    return found
+
+
+def show(asset: str, *, images: int = 10, only: str = "all", **partition: str) -> Picture:
+    """A few images of a stored set with their labels; of an adversarial set, clean, attacked and their difference.
+
+    Args:
+        asset: key of an image set, e.g. `digits/adversarial_set`.
+        images: how many, at least 1.
+        only: of an adversarial set `all`, `fooled` or `held`.
+        partition: dimension -> key.
+
+    Raises:
+        LookupError: when there is no such image.
+        TypeError: when the asset is no image set.
+        ValueError: for an unknown `only`.
+    """
+    from dioptra_assets.robustness.plots import comparison_grid, image_grid
+
+    image_set = load(asset, **partition)
+    if not isinstance(image_set, ImageSet):
+        raise TypeError(f"{asset} is no image set, but {type(image_set).__name__}")
+    names = image_set.class_names
+    if not asset.endswith("/adversarial_set"):
+        rows = np.arange(min(images, len(image_set)))
+        titles = [names[label] for label in image_set.labels[rows]]
+        return Picture(image_grid(image_set.images(rows), titles))
+    examples = load(asset.removesuffix("adversarial_set") + "evasion_examples", **partition)
+    own: Any = examples[(examples["target"] == examples["source"]) & (examples["defence"] == "none")]
+    wrong = (own["adversarial_prediction"] != own["label"]).to_numpy(bool)
+    kept = {"all": np.ones(len(own), bool), "fooled": wrong, "held": ~wrong}
+    if only not in kept:
+        raise ValueError(f"only: {only!r} is not one of {', '.join(kept)}")
+    rows = np.flatnonzero(kept[only])[:images]
+    if not len(rows):
+        raise LookupError(f"{asset}: no image is {only}")
+    shown = own.iloc[rows]
+    titles = [
+        f"{names[row['clean_prediction']]} {row['clean_confidence']:.0%} → "
+        f"{names[row['adversarial_prediction']]} {row['adversarial_confidence']:.0%}"
+        for _, row in shown.iterrows()
+    ]
+    clean = load(f"{asset.partition('/')[0]}/testing_set")
+    return Picture(comparison_grid(clean.images(rows), image_set.images(rows), titles))
+
+
+def _store() -> CellStore:
+    return CellStore(home.store_url())
+
+
+def _asset(experiment: str, model: str) -> str:
+    return f"{experiment}/{BRANCH}/evasion_examples" if "@" in model else f"{experiment}/evasion_examples"
+
+
+def _attacks(experiment: str, model: str) -> list[str]:
+    asset = _asset(experiment, model)
+    found = [cell.partition[ATTACK] for cell in _store().cells(asset) if cell.partition.get(ARCHITECTURE) == model]
+    if not found:
+        raise LookupError(f"no cell of {asset} with architecture {model!r} has been materialized")
+    return found
+
+
+def _examples(experiment: str, model: str, attack: str) -> pd.DataFrame:
+    store, cell = _store(), Cell(_asset(experiment, model), {ARCHITECTURE: model, ATTACK: attack})
+    return read_table(store.open(cell))

@@ -1,0 +1,81 @@
+"""Two models on the same images: who withstands what, and whether the difference is more than chance."""
+
+import math
+
+import pandas as pd
+
+from dioptra_assets.robustness.examples import NO_DEFENCE
+
+COMPARISON_COLUMNS = {
+    "attack": "attack config, each model attacked itself (white-box)",
+    "n": "images, the same for both",
+    "first": "robust accuracy of the first model",
+    "second": "robust accuracy of the second model",
+    "difference": "first less second",
+    "low": "lower end of its 95 % interval",
+    "high": "upper end of its 95 % interval",
+    "first_only": "images that the first alone classifies right after the attack",
+    "second_only": "images that the second alone classifies right after the attack",
+    "p_value": "McNemar's exact test: how often chance alone parts models of equal accuracy so far",
+}
+Z = 1.959963984540054  # 95 %
+
+
+def compare_images(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Image by image, what two models made of one attack, each attacked itself.
+
+    Args:
+        first: rows of an example table.
+        second: rows of another, of the same images.
+
+    Returns:
+        `image_id`, `label` and, for each of `first` and `second`, `clean`, `adversarial` (classes), `confidence` (of
+        the latter) and `right` after the attack.
+
+    Raises:
+        ValueError: when they are not of the same images.
+    """
+    sides = []
+    for name, table in (("first", first), ("second", second)):
+        own = table[(table["target"] == table["source"]) & (table["defence"] == NO_DEFENCE)].set_index("image_id")
+        side = pd.DataFrame(
+            {
+                "label": own["label"],
+                f"{name}_clean": own["clean_prediction"],
+                f"{name}_adversarial": own["adversarial_prediction"],
+                f"{name}_confidence": own["adversarial_confidence"],
+                f"{name}_right": own["adversarial_prediction"] == own["label"],
+            }
+        )
+        sides.append(side)
+    one, other = sides
+    if set(one.index) != set(other.index) or not one["label"].equals(other["label"].reindex(one.index)):
+        raise ValueError("the two models were not evaluated on the same images: compare within one testing set")
+    return one.join(other.drop(columns="label")).reset_index()
+
+
+def compare_rates(attack: str, images: pd.DataFrame) -> dict[str, object]:
+    """One row of `COMPARISON_COLUMNS` from the images of one attack.
+
+    The interval is Wald's for paired proportions with Agresti and Min's half image added to each of the four cells
+    (Statistics in Medicine 2005, 24:729-740).
+    """
+    from scipy.stats import binomtest
+
+    first, second = images["first_right"], images["second_right"]
+    n, only_first, only_second = len(images), int((first & ~second).sum()), int((second & ~first).sum())
+    b, c, total = only_first + 0.5, only_second + 0.5, n + 2
+    centre, error = (b - c) / total, math.sqrt(b + c - (b - c) ** 2 / total) / total
+    parted = only_first + only_second
+    return {
+        "attack": attack,
+        "n": n,
+        "first": float(first.mean()),
+        "second": float(second.mean()),
+        "difference": (only_first - only_second) / n,
+        "low": max(-1.0, centre - Z * error),
+        "high": min(1.0, centre + Z * error),
+        "first_only": only_first,
+        "second_only": only_second,
+        "p_value": float(binomtest(only_first, parted).pvalue) if parted else 1.0,
+    }

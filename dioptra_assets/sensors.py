@@ -1,0 +1,121 @@
+"""New models: a version that appears in the MLflow registry is attacked, evaluated and gated, once."""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from dioptra_assets.assets.cells import asset_key, dynamic_dimension
+from dioptra_assets.assets.gates import gated_families
+from dioptra_assets.assets.registered_models import version_key
+from dioptra_assets.launch import CellFailedError, materialize_cell
+from partitions.experiments import ExperimentSpec, branch_of
+from partitions.keys import ARCHITECTURE, ATTACK, is_key
+from resources.cells import Cell
+from resources.store import StoreResource
+from resources.tracking import Tracking
+
+JOB = "registered_model"
+OP = "attack_registered_model"
+INTERVAL_SECONDS = 15
+# A run whose worker was killed is started anew; what it had computed is up to date and not computed again.
+RETRIES = {"dagster/max_retries": "3"}
+
+
+def registry_sensor(spec: ExperimentSpec) -> dg.SensorDefinition:
+    """Asks for a run for every version that the experiment watches; Dagster starts each run key once, ever.
+
+    No cursor: a version may be tagged long after it was registered, and what a daemon that died had asked for and not
+    started is asked for again.
+    """
+    watch = spec.watch
+    assert watch is not None
+
+    @dg.sensor(
+        name=f"{spec.name}_registered_models",
+        job_name=JOB,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING if spec.automation else dg.DefaultSensorStatus.STOPPED,
+        description=f"Versions of registered models {watch.name!r}{f' with the tag {watch.tag}' if watch.tag else ''}"
+        f" become partitions of `{spec.name}/registered_model`, and are attacked, evaluated and gated.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, tracking: Tracking) -> dg.SensorResult | dg.SkipReason:
+        versions = [v for v in tracking.registered_versions() if watch.takes(v.name, v.tags)]
+        if not versions:
+            return dg.SkipReason(f"no registered model {watch.name!r} {f'tagged {watch.tag}' if watch.tag else ''}")
+        requests = []
+        for version in versions:
+            key = version_key(version.name, version.version)
+            if not is_key(key):
+                context.log.error(f"{key!r} cannot be a partition key: register the model under a plainer name")
+                continue
+            config = {"ops": {OP: {"config": {"experiment": spec.name, "version": key}}}}
+            tags = {**RETRIES, "dioptra/registered_model": key}
+            requests.append(dg.RunRequest(run_key=f"{spec.name}/{key}", run_config=config, tags=tags))
+        return dg.SensorResult(run_requests=requests)
+
+    return sensor
+
+
+def automation_sensor(spec: ExperimentSpec) -> dg.AutomationConditionSensorDefinition:
+    """Evaluates the conditions of an experiment's cells, see `assets/cells.py`; on, as the experiment asks."""
+    return dg.AutomationConditionSensorDefinition(
+        f"{spec.name}_automation",
+        target=dg.AssetSelection.groups(spec.name),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Computes what is missing or stale of {spec.name}.",
+    )
+
+
+def registered_model_job(
+    load: Callable[[], dg.Definitions], specs: Callable[[str], ExperimentSpec]
+) -> dg.JobDefinition:
+    """The job that attacks one version, cell after cell; what is up to date is not computed again.
+
+    Args:
+        load: gives the code location whose assets are materialized.
+        specs: from an experiment's name to what its file declares.
+    """
+
+    @dg.op(
+        name=OP,
+        config_schema={
+            "experiment": dg.Field(str, description="Name of an experiment that watches the registry."),
+            "version": dg.Field(str, description="NAME@VERSION of a registered model."),
+        },
+    )
+    def attack_registered_model(context: dg.OpExecutionContext, store: StoreResource) -> None:
+        spec = branch_of(specs(context.op_config["experiment"]))
+        own = {ARCHITECTURE: context.op_config["version"]}
+        instance, cells, definitions = context.instance, store.cells(), load()
+        instance.add_dynamic_partitions(dynamic_dimension(spec.name, spec.branch), [own[ARCHITECTURE]])
+        failures: list[str] = []
+
+        def make(asset: str, partition: dict[str, str]) -> bool:
+            cell = Cell("/".join(asset_key(spec, asset).path), partition)
+            try:
+                made = materialize_cell(definitions, cell, instance=instance, store=cells)
+            except CellFailedError as error:
+                failures.append(str(error))
+                context.log.error(str(error))
+                return False
+            context.log.info(f"{cell} {'done' if made.computed else 'was up to date'}")
+            return True
+
+        if make("testing_set", {}) and make("model", own) and make("clean_predictions", own):
+            made_from = ["adversarial_set", "evasion_examples", "evasion_metrics"]
+            made_from += [f"{family}_gate" for family in gated_families(spec)]
+            for key in spec.attacks:
+                # The first that fails ends this attack; the others are made all the same.
+                if make("attack_config", {ATTACK: key}):
+                    all(make(asset, own | {ATTACK: key}) for asset in made_from)
+        if failures:
+            raise dg.Failure(
+                f"{own[ARCHITECTURE]} of {spec.name}: {len(failures)} cells failed: {'; '.join(failures)}",
+                allow_retries=False,
+            )
+
+    @dg.job(name=JOB, description="Attack, evaluate and gate one version of a registered model.")
+    def job() -> None:
+        attack_registered_model()
+
+    return job
