@@ -36,7 +36,7 @@ class _Attributes(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> JsonSchemaValue:
-        return ExperimentFile.model_json_schema()
+        return handler.resolve_ref_schema(handler(ExperimentFile.__pydantic_core_schema__))
 
 
 @dataclass

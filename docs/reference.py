@@ -15,7 +15,7 @@ from dioptra_assets.robustness.inversion import INVERSIONS
 from dioptra_assets.robustness.poisoning import POISONINGS
 from dioptra_assets.robustness.poisoning.trigger import Trigger
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.experiments import ExperimentFile
+from partitions.experiments import ExperimentFile, Watch
 
 PAGE = Path(__file__).parent / "experiments.md"
 ENTRIES = {"attacks": ATTACKS, "poisonings": POISONINGS, "inversions": INVERSIONS, "defences": DEFENCES}
@@ -37,6 +37,7 @@ def page() -> str:
         " where a parameter of an architecture or attack takes one value is a sweep; the value then stands in the key."
         " `architecture` and `method` may be left out where the entry's name is one.",
         _section("`attributes`", ExperimentFile),
+        _section("`watch`", Watch),
         _section("`data` with `source: digits`", DigitsSource),
         _section("`data` with `source: mnist`", MnistSource),
         _section("`data` with `source: image_folder`", ImageFolderSource),
