@@ -31,7 +31,7 @@ def main() -> None:
         _wait_for(f"{SERVER}/server_info")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1760, "height": 800}, device_scale_factor=1)
+            page = browser.new_page(viewport={"width": 1760, "height": 1180}, device_scale_factor=1)
             _lineage(page)
             _adversarial_set(page)
             _report(page)
