@@ -1,6 +1,7 @@
 """Training a model from a recipe, the same bytes each time on a CPU."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from dioptra_assets.robustness.architectures import (
     build,
     check_fits,
 )
+from dioptra_assets.robustness.data.base import DATA_VARIABLE
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.seeds import derive_seed
@@ -67,7 +69,8 @@ class TrainingRecipe(BaseModel):
     )
     weights: str | None = Field(
         default=None,
-        description="Where training starts: `imagenet` (resnet50, vgg16), a .keras, .weights.h5 or .h5 file.",
+        description="Where training starts: `imagenet` (resnet50, vgg16), a .keras, .weights.h5 or .h5 file. A relative"
+        " path is looked for in the working directory, then in the folder that DIOPTRA_ASSETS_DATA names.",
     )
     seed: int | None = Field(
         default=None,
@@ -230,11 +233,19 @@ def initial_model(recipe: TrainingRecipe, image_shape: ImageShape, class_count: 
             ) from error
         model.layers[-1].set_weights(pretrained.get_weights())
     elif recipe.weights:
-        path = Path(recipe.weights).expanduser()
-        if not path.is_file():
-            raise ValueError(f"weights {recipe.weights!r}: there is no such file")
-        load_weights(model, path)
+        load_weights(model, _weights_file(Path(recipe.weights).expanduser()))
     return model
+
+
+def _weights_file(path: Path) -> Path:
+    """A path as it is written, or below the data folder: so a file by name alone can stand in a partition key."""
+    data = os.environ.get(DATA_VARIABLE)
+    candidates = [path, *([Path(data).expanduser() / path] if data else [])]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        looked = " and ".join(str(candidate) for candidate in dict.fromkeys(candidates))
+        raise ValueError(f"weights {str(path)!r}: there is no such file, looked for {looked}")
+    return found
 
 
 def split_rows(training_set: ImageSet, validation_split: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,18 @@ def test_no_epochs_leave_the_weights_of_the_file(digits: ImageSet, tmp_path: Pat
     assert trained.history.empty
 
 
+def test_a_weights_file_is_found_by_name_in_the_data_folder(
+    digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = train(recipe(), digits, seed=0).model
+    save_model(start, tmp_path / "start.keras")
+    monkeypatch.setenv("DIOPTRA_ASSETS_DATA", str(tmp_path))
+    trained = train(recipe(epochs=0, weights="start.keras", validation_split=0), digits, seed=3)
+    assert weights_digest(trained.model) == weights_digest(start)
+    with pytest.raises(ValueError, match=r"no such file, looked for other.keras and .*/other.keras"):
+        train(recipe(epochs=0, weights="other.keras"), digits, seed=3)
+
+
 def test_early_stopping_stops(digits: ImageSet) -> None:
     small = ImageSet.from_arrays(digits.images(range(100)), digits.labels[:100], digits.class_names)
     trained = train(recipe(epochs=60, learning_rate=5.0, early_stopping=2), small, seed=0)
