@@ -11,6 +11,7 @@ from dioptra_assets.launch import UnknownExperimentError
 from dioptra_assets.sensors import registered_model_job
 from partitions.experiments import ExperimentSpec, parse_experiment, refuse_repeated_names
 from resources import home
+from resources.executors import executor
 from resources.store import StoreResource
 from resources.tracking import Tracking
 
@@ -26,7 +27,7 @@ def resource_definitions() -> dict[str, dg.ConfigurableResource]:
 def code_location(package: Path) -> dg.Definitions:
     """The experiments below the folder `defs` of a project's package, with what they need to run.
 
-    Steps of a run share one process, so a backfill of many cells imports TensorFlow once.
+    By default steps of a run share one process, so a backfill of many cells imports TensorFlow once.
     """
     tree = dg.ComponentTree.for_project(path_within_project=package)
     with warnings.catch_warnings():
@@ -34,7 +35,7 @@ def code_location(package: Path) -> dg.Definitions:
         # Of the folder alone: `load_from_defs_folder` also imports every component that any installed package
         # registers (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
         experiments = tree.build_defs(package / "defs")
-    own = dg.Definitions(resources=resource_definitions(), executor=dg.in_process_executor, component_tree=tree)
+    own = dg.Definitions(resources=resource_definitions(), executor=executor(), component_tree=tree)
     jobs = [
         entry_point_job(lambda: complete),
         registered_model_job(lambda: complete, lambda name: experiment_spec(name, package)),

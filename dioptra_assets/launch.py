@@ -1,7 +1,7 @@
-"""Materializing an experiment in this process: whatever is missing or stale, in the order of the graph.
+"""Materializing an experiment from here: whatever is missing or stale, in the order of the graph.
 
-The UI, `dg launch` and backfills do the same through Dagster's launcher. Here one process does it all, so TensorFlow is
-imported once, and neither a web server nor a daemon is needed.
+The UI, `dg launch` and backfills do the same through Dagster's launcher. Here one process leads, and unless another
+executor was chosen does it all, so TensorFlow is imported once, and neither a web server nor a daemon is needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +11,14 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
 from partitions.keys import partition_key_of, partition_of
 from resources.cells import Cell, CellStore
+from resources.executors import cells_per_run, engine
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -136,9 +138,7 @@ def _materialize(
         if todo:
             log(f"{key.to_user_string()}: {len(todo)} of {len(cells)} cells")
         for tags, chosen in _runs(definition, list(todo)):
-            result = job.execute_in_process(
-                run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False
-            )
+            result = _execute(job, key, instance, tags)
             done = {event.partition for event in result.get_asset_materialization_events()}
             reasons = _reasons(result)
             for partition in chosen:
@@ -172,6 +172,23 @@ def materialize_cell(defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterIn
     event = records[0].asset_materialization if records else None
     logged = event.metadata.get("MLflow run id") if event else None
     return Made(computed, str(logged.value) if logged else "")
+
+
+def _execute(job: dg.JobDefinition, key: dg.AssetKey, instance: dg.DagsterInstance, tags: dict[str, str]) -> Any:
+    """One run of one asset: in this process, or led by it while the executor that was chosen does the work."""
+    if engine() == "in_process":
+        return job.execute_in_process(
+            run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False
+        )
+    repository = ReconstructableRepository.for_module("dioptra_assets.definitions", "defs")
+    return dg.execute_job(
+        repository.get_reconstructable_job(job.name),
+        instance=instance,
+        run_config=QUIET,
+        tags=tags,
+        asset_selection=[key],
+        raise_on_error=False,
+    )
 
 
 def _cells(
@@ -237,7 +254,7 @@ def _runs(
     while pending:
         taken = next(
             pending[:count]
-            for count in range(len(pending), 0, -1)
+            for count in range(min(len(pending), cells_per_run() or len(pending)), 0, -1)
             if sorted(definition.get_partition_keys_in_range(dg.PartitionKeyRange(pending[0], pending[count - 1])))
             == sorted(pending[:count])
         )

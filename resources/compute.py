@@ -14,6 +14,11 @@ CHATTER = re.compile(
 )
 
 
+def device() -> str:
+    """What a cell that has been computed in this process ran on, without importing TensorFlow for it."""
+    return prepare_device() if "tensorflow" in sys.modules else "CPU"
+
+
 def prepare_device() -> str:
     """Make TensorFlow share a GPU and repeat itself, and say what it runs on.
 

@@ -21,6 +21,8 @@ from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell
+from resources.compute import device
+from resources.executors import backfill_policy, gpu_tags
 from resources.store import StoreResource
 from resources.tracking import CellRun, Tracking, TrackingUnavailable
 
@@ -232,7 +234,7 @@ def cell_asset(
         deps: assets of the same experiment that it is made from, by name or as `AssetDep` with a full key.
         kinds: shown as icons.
         columns: column -> description, for a table.
-        pool: the pool its steps run in.
+        pool: the pool its steps run in, for those that train or attack; they ask their executor for a GPU.
         params: from a partition to the parameters logged to MLflow; an asset without them has no MLflow run.
         code_version: raised when the computation changes, so that what it made before becomes stale.
         checks: on this asset; every `CellResult` holds a result for each.
@@ -258,7 +260,8 @@ def cell_asset(
         name="__".join(asset_spec.key.path),
         check_specs=checks,
         pool=pool,
-        backfill_policy=dg.BackfillPolicy.single_run() if dimensions else None,
+        op_tags=gpu_tags() if pool else None,
+        backfill_policy=backfill_policy() if dimensions else None,
     )
     def materialize(
         context: dg.AssetExecutionContext, store: StoreResource, tracking: Tracking
@@ -304,7 +307,8 @@ def cell_asset(
             yield dg.AssetMaterialization(
                 asset_spec.key,
                 partition=dg.MultiPartitionKey(dict(cell.partition)) if len(dimensions) > 1 else key,
-                metadata=_metadata(result, cells, run, time.monotonic() - started),
+                metadata=({"device": device()} if pool else {})
+                | _metadata(result, cells, run, time.monotonic() - started),
                 tags=tags | _data_version(result.stored),
             )
         if failures:
