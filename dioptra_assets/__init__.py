@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         submit_job,
         tracking_uri,
     )
-    from dioptra_assets.looking import compare, history, show
+    from dioptra_assets.looking import compare, history, show, versions
 
 __all__ = [
     "Job",
@@ -35,6 +35,7 @@ __all__ = [
     "show",
     "submit_job",
     "tracking_uri",
+    "versions",
 ]
 
 

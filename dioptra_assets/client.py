@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from html import escape
 from pathlib import Path
@@ -46,15 +46,22 @@ class Report:
     Attributes:
         name: the asset it is.
         html: the whole page.
+        stored: where it was read from, with the records beside it.
     """
 
     name: str
     html: str
+    stored: StoredCell = field(repr=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file."""
+        """Write the page to a file, and the records that it links to beside it."""
+        from dioptra_assets.records.croissant import located
+
         target = Path(path)
         target.write_text(self.html)
+        for name, content in documents.read_records(self.stored).items():
+            sets = name.endswith(".croissant.json")
+            target.with_name(name).write_bytes(located(content, self.stored.store) if sets else content)
         return target
 
     def _repr_html_(self) -> str:
@@ -241,7 +248,7 @@ def _value(stored: StoredCell) -> Any:
     if kind == models.KIND:
         return models.read_model(stored)
     if kind == documents.REPORT:
-        return Report(str(stored.cell), documents.read_report(stored))
+        return Report(str(stored.cell), documents.read_report(stored), stored)
     return _config(stored)
 
 

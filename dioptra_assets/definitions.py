@@ -8,7 +8,7 @@ import yaml
 
 from dioptra_assets.jobs import entry_point_job
 from dioptra_assets.launch import UnknownExperimentError
-from dioptra_assets.sensors import registered_model_job
+from dioptra_assets.sensors import nightly_job, registered_model_job
 from partitions.experiments import ExperimentSpec, parse_experiment, refuse_repeated_names
 from resources import home
 from resources.executors import executor
@@ -39,6 +39,7 @@ def code_location(package: Path) -> dg.Definitions:
     jobs = [
         entry_point_job(lambda: complete),
         registered_model_job(lambda: complete, lambda name: experiment_spec(name, package)),
+        nightly_job(lambda: complete, lambda name: experiment_spec(name, package)),
     ]
     complete = dg.Definitions.merge(experiments, own, dg.Definitions(jobs=jobs))
     return complete

@@ -22,7 +22,7 @@ from dioptra_assets.assets.registered_models import registered_model_assets
 from dioptra_assets.assets.reports import report_assets
 from dioptra_assets.assets.sanity import sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
-from dioptra_assets.sensors import automation_sensor, registry_sensor
+from dioptra_assets.sensors import automation_sensor, nightly_schedule, registry_sensor
 from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment, refuse_repeated_names
 
 
@@ -70,7 +70,8 @@ class Experiment(dg.Component):
         sensors = [registry_sensor(spec)] if spec.watch else []
         if spec.automation:
             sensors.append(automation_sensor(spec))
-        return dg.Definitions(assets=experiment_assets(spec), sensors=sensors)
+        schedules = [nightly_schedule(spec)] if spec.schedule else []
+        return dg.Definitions(assets=experiment_assets(spec), sensors=sensors, schedules=schedules)
 
 
 def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:

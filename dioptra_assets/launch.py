@@ -16,7 +16,9 @@ from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+from dioptra_assets.assets.fan_in import crowded_inputs, fan_in_changed
 from partitions.keys import partition_key_of, partition_of
+from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
 from resources.executors import cells_per_run, engine
 
@@ -204,10 +206,13 @@ def _to_compute(
 ) -> dict[str | None, Cell]:
     """The cells that Dagster does not know, or knows to be stale, or that the store does not hold."""
     status = CachingStaleStatusResolver(instance, graph, _Loading(instance))
+    crowded = crowded_inputs(graph, key, instance)
     return {
         partition: cell
         for partition, cell in cells.items()
-        if status.get_status(key, partition) != StaleStatus.FRESH or store.find(cell) is None
+        if status.get_status(key, partition) != StaleStatus.FRESH
+        or fan_in_changed(key, partition, crowded, instance)
+        or store.find(cell) is None
     }
 
 
@@ -245,19 +250,14 @@ def _depends(cell: Cell, other: Cell) -> bool:
 def _runs(
     definition: dg.PartitionsDefinition[str] | None, todo: Sequence[str | None]
 ) -> Iterator[tuple[dict[str, str], list[str | None]]]:
-    """Runs as a range of partitions each: all of them in one, or else one for each neighbouring few."""
+    """Runs as a range of partitions each, few and large ones."""
     if definition is None:
         if todo:
             yield {}, list(todo)
         return
-    pending = [str(partition) for partition in definition.get_partition_keys() if partition in todo]
-    while pending:
-        taken = next(
-            pending[:count]
-            for count in range(min(len(pending), cells_per_run() or len(pending)), 0, -1)
-            if sorted(definition.get_partition_keys_in_range(dg.PartitionKeyRange(pending[0], pending[count - 1])))
-            == sorted(pending[:count])
-        )
-        tags = {ASSET_PARTITION_RANGE_START_TAG: taken[0], ASSET_PARTITION_RANGE_END_TAG: taken[-1]}
-        yield tags, [*taken]
-        pending = pending[len(taken) :]
+    two = isinstance(definition, dg.MultiPartitionsDefinition)
+    parts = [part.partitions_def for part in definition.partitions_defs] if two else [definition]
+    wanted = {tuple(str(partition).split("|")) for partition in todo}
+    for cells in ranges([part.get_partition_keys() for part in parts], wanted, cells_per_run()):
+        taken = ["|".join(cell) for cell in cells]
+        yield {ASSET_PARTITION_RANGE_START_TAG: taken[0], ASSET_PARTITION_RANGE_END_TAG: taken[-1]}, [*taken]

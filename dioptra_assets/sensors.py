@@ -1,4 +1,4 @@
-"""New models: a version that appears in the MLflow registry is attacked, evaluated and gated, once."""
+"""What is computed without being asked: new registered models, what became stale, and all of it once a night."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,30 @@ import dagster as dg
 
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
 from dioptra_assets.assets.gates import gated_families
-from dioptra_assets.assets.registered_models import version_key
-from dioptra_assets.launch import CellFailedError, materialize_cell
-from partitions.experiments import ExperimentSpec, branch_of
+from dioptra_assets.assets.registered_models import VERSIONS, version_key
+from dioptra_assets.launch import CellFailedError, materialize_cell, materialize_experiment
+from partitions.experiments import BRANCH, ExperimentSpec, Watch, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key
 from resources.cells import Cell
 from resources.store import StoreResource
-from resources.tracking import Tracking
+from resources.tracking import Tracking, TrackingUnavailable
 
 JOB = "registered_model"
 OP = "attack_registered_model"
+NIGHTLY_JOB = "nightly"
+NIGHTLY_OP = "attack_again"
 INTERVAL_SECONDS = 15
-# A run whose worker was killed is started anew; what it had computed is up to date and not computed again.
-RETRIES = {"dagster/max_retries": "3"}
+# A run whose worker was killed is started anew; what it had computed is up to date and not computed again. What failed
+# for a reason of its own would fail again.
+RETRIES = {"dagster/max_retries": "3", "dagster/retry_on_asset_or_op_failure": "false"}
+EXPERIMENT_TAG = "dioptra/experiment"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def registry_sensor(spec: ExperimentSpec) -> dg.SensorDefinition:
@@ -39,12 +50,11 @@ def registry_sensor(spec: ExperimentSpec) -> dg.SensorDefinition:
         f" become partitions of `{spec.name}/registered_model`, and are attacked, evaluated and gated.",
     )
     def sensor(context: dg.SensorEvaluationContext, tracking: Tracking) -> dg.SensorResult | dg.SkipReason:
-        versions = [v for v in tracking.registered_versions() if watch.takes(v.name, v.tags)]
+        versions = watched_versions(watch, tracking)
         if not versions:
             return dg.SkipReason(f"no registered model {watch.name!r} {f'tagged {watch.tag}' if watch.tag else ''}")
         requests = []
-        for version in versions:
-            key = version_key(version.name, version.version)
+        for key in versions:
             if not is_key(key):
                 context.log.error(f"{key!r} cannot be a partition key: register the model under a plainer name")
                 continue
@@ -56,6 +66,16 @@ def registry_sensor(spec: ExperimentSpec) -> dg.SensorDefinition:
     return sensor
 
 
+def watched_versions(watch: Watch, tracking: Tracking) -> list[str]:
+    """`NAME@VERSION` of every registered version that is watched, the oldest first.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
+    """
+    taken = [version for version in tracking.registered_versions() if watch.takes(version.name, version.tags)]
+    return [version_key(version.name, version.version) for version in taken]
+
+
 def automation_sensor(spec: ExperimentSpec) -> dg.AutomationConditionSensorDefinition:
     """Evaluates the conditions of an experiment's cells, see `assets/cells.py`; on, as the experiment asks."""
     return dg.AutomationConditionSensorDefinition(
@@ -64,6 +84,68 @@ def automation_sensor(spec: ExperimentSpec) -> dg.AutomationConditionSensorDefin
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Computes what is missing or stale of {spec.name}.",
     )
+
+
+def nightly_schedule(spec: ExperimentSpec) -> dg.ScheduleDefinition:
+    """Starts the job `nightly` for an experiment at its times; on, as the experiment asks for them."""
+
+    @dg.schedule(
+        name=f"{spec.name}_nightly",
+        job_name=NIGHTLY_JOB,
+        cron_schedule=spec.schedule,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Computes what is missing or stale of {spec.name}, registered models included.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        own = {EXPERIMENT_TAG: spec.name}
+        before = context.instance.get_runs(dg.RunsFilter(job_name=NIGHTLY_JOB, tags=own, statuses=UNFINISHED), limit=1)
+        if before:
+            return dg.SkipReason(f"run {before[0].run_id}, of the time before, has not ended")
+        config = {"ops": {NIGHTLY_OP: {"config": {"experiment": spec.name}}}}
+        return dg.RunRequest(run_config=config, tags={**RETRIES, **own})
+
+    return schedule
+
+
+def nightly_job(load: Callable[[], dg.Definitions], specs: Callable[[str], ExperimentSpec]) -> dg.JobDefinition:
+    """The job that computes every cell of an experiment that is missing or stale, and attacks what it watches.
+
+    What is stale is found anew and by content, whatever a sensor has seen meanwhile: what failed is tried again, and
+    what was lost from the store is made again.
+
+    Args:
+        load: gives the code location whose assets are materialized.
+        specs: from an experiment's name to what its file declares.
+    """
+
+    @dg.op(
+        name=NIGHTLY_OP,
+        config_schema={"experiment": dg.Field(str, description="Name of an experiment that is declared.")},
+    )
+    def attack_again(context: dg.OpExecutionContext, store: StoreResource, tracking: Tracking) -> None:
+        spec, instance = specs(context.op_config["experiment"]), context.instance
+        if spec.watch:
+            try:
+                keys = [key for key in watched_versions(spec.watch, tracking) if is_key(key)]
+                instance.add_dynamic_partitions(dynamic_dimension(spec.name, BRANCH), keys)
+            except TrackingUnavailable as error:
+                context.log.warning(f"registered models that are new are left for the next time: {error}")
+        done = materialize_experiment(load(), spec.name, instance=instance, store=store.cells(), log=context.log.info)
+        context.log.info(f"{len(done.computed)} cells computed, {done.fresh} were up to date")
+        if done.failed:
+            reasons = "; ".join(f"{cell}: {reason}" for cell, reason in done.failed.items())
+            raise dg.Failure(
+                f"{spec.name}: {len(done.failed)} cells failed, {len(done.skipped)} made from them were not tried:"
+                f" {reasons}",
+                allow_retries=False,
+            )
+
+    @dg.job(name=NIGHTLY_JOB, description="Compute what is missing or stale of an experiment.")
+    def job() -> None:
+        attack_again()
+
+    return job
 
 
 def registered_model_job(
@@ -108,6 +190,7 @@ def registered_model_job(
                 # The first that fails ends this attack; the others are made all the same.
                 if make("attack_config", {ATTACK: key}):
                     all(make(asset, own | {ATTACK: key}) for asset in made_from)
+            make(VERSIONS, {})
         if failures:
             raise dg.Failure(
                 f"{own[ARCHITECTURE]} of {spec.name}: {len(failures)} cells failed: {'; '.join(failures)}",

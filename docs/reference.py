@@ -19,6 +19,25 @@ from partitions.experiments import ExperimentFile, Watch
 
 PAGE = Path(__file__).parent / "experiments.md"
 ENTRIES = {"attacks": ATTACKS, "poisonings": POISONINGS, "inversions": INVERSIONS, "defences": DEFENCES}
+UNASKED = """## What is computed without being asked
+
+Nothing, unless the experiment says so. `watch` alone adds the branch `registered_model/...` and a sensor that is off.
+
+| field | what it turns on | what is computed, and when |
+|---|---|---|
+| `automation: true` | the sensor `EXPERIMENT_automation`, and with `watch` the sensor \
+`EXPERIMENT_registered_models` | a cell that is missing, whose declaration was edited, or whose inputs have other \
+content, within a minute; a new version, within half a minute |
+| `schedule: 0 2 * * *` | the schedule `EXPERIMENT_nightly`, times in UTC | every cell that is missing or stale, and \
+every watched version that is new or whose attacks were edited, at two o'clock every night |
+
+Both need the daemon (`make ui` starts it). With both, the night makes up for what the day has left: cells that \
+failed are tried again, and cells that the store has lost are made again. A night computes only what another content \
+has made stale: attacks are seeded, so doing one again would give the same bytes. A night that is not over when the \
+next begins goes on, and the next one is left out. The cells stand in runs of their own, one an asset, and the run \
+of the job `nightly` lists what it did.
+
+A night asks the store as well as Dagster, so it looks at some thirty cells a second: see [scale.md](scale.md)."""
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -38,6 +57,7 @@ def page() -> str:
         " `architecture` and `method` may be left out where the entry's name is one.",
         _section("`attributes`", ExperimentFile),
         _section("`watch`", Watch),
+        UNASKED,
         _section("`data` with `source: digits`", DigitsSource),
         _section("`data` with `source: mnist`", MnistSource),
         _section("`data` with `source: image_folder`", ImageFolderSource),

@@ -36,6 +36,17 @@ def _owner(owner: str) -> str:
     return owner
 
 
+def _cron(schedule: str) -> str:
+    from dagster._utils.schedules import is_valid_cron_schedule
+
+    if schedule and not is_valid_cron_schedule(schedule):
+        raise ValueError(
+            f"{schedule!r} is not allowed, it must be five cron fields (minute, hour, day of the month, month, day of"
+            " the week), such as '0 2 * * *' for two o'clock every night"
+        )
+    return schedule
+
+
 class Watch(BaseModel):
     """Which versions in the MLflow registry an experiment watches: those that meet both.
 
@@ -73,6 +84,8 @@ class ExperimentFile(BaseModel):
             `{rule: SENTENCE, severity: warn}` it but warns.
         watch: registered models that are attacked and gated beside those trained here, whoever registered them.
         automation: compute what is stale or missing, and attack new registered models, without being asked.
+        schedule: when to compute what is stale or missing, and attack the registered models that are watched again:
+            five cron fields in UTC, `0 2 * * *` for two o'clock every night; left out, never.
         sanity: what a failed sanity check does: `warn`, or `block` what is made from the metrics.
         log_sets: also log every adversarial and inverted set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
         dynamic: nothing is declared: architectures, attacks and defences come as jobs ask for them, and each key
@@ -94,6 +107,7 @@ class ExperimentFile(BaseModel):
     gates: tuple[Any, ...] = ()
     watch: Watch | None = None
     automation: bool = False
+    schedule: Annotated[str, AfterValidator(_cron)] = ""
     sanity: Literal["warn", "block"] = "warn"
     log_sets: bool = False
     dynamic: bool = False
@@ -121,6 +135,7 @@ class ExperimentSpec:
         gates: what the numbers of every model must reach.
         watch: which registered models are attacked beside those trained here.
         automation: whether stale cells and new registered models are computed without being asked for.
+        schedule: when they are all the same: five cron fields in UTC, or nothing.
         branch: the part of the graph that is meant, where it is not the experiment itself: see :func:`branch_of`.
     """
 
@@ -141,6 +156,7 @@ class ExperimentSpec:
     gates: tuple[Gate, ...] = ()
     watch: Watch | None = None
     automation: bool = False
+    schedule: str = ""
     branch: str = ""
 
     @property
@@ -200,6 +216,7 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         log_sets=file.log_sets,
         watch=file.watch,
         automation=file.automation,
+        schedule=file.schedule,
         gates=gate_rules(
             name, file.gates, {"evasion": families["evasion"], "poisoning": families["poisoning"]}, defences
         ),
@@ -222,6 +239,11 @@ def _check_declared(file: ExperimentFile, where: str) -> None:
     if file.dynamic and (declared := next((section for section in sections if getattr(file, section)), None)):
         raise ExperimentError(
             f"{where}, field {declared!r}: in a dynamic experiment nothing is declared, take its entries out"
+        )
+    asking = ("gates", "watch", "automation", "schedule")
+    if file.dynamic and (asked := next((field for field in asking if getattr(file, field)), None)):
+        raise ExperimentError(
+            f"{where}, field {asked!r}: a dynamic experiment computes what jobs ask for and nothing else, take it out"
         )
 
 

@@ -3,13 +3,17 @@
 import re
 from pathlib import Path
 
-from docs import reference
+from docs import records, reference
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_reference_of_fields_is_the_one_the_types_give() -> None:
     assert reference.PAGE.read_text() == reference.page(), "run `python -m docs.reference`"
+
+
+def test_the_schema_of_a_report_is_the_one_the_types_give() -> None:
+    assert records.SCHEMA.read_bytes() == records.schema(), "run `python -m docs.records`"
 
 
 def test_every_picture_and_page_that_the_readme_names_is_there() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import dagster as dg
 import keras
+import pandas as pd
 import pytest
 
+import dioptra_assets as da
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.robustness.model_files import load_model
-from dioptra_assets.sensors import JOB, OP
+from dioptra_assets.sensors import JOB, NIGHTLY_JOB, NIGHTLY_OP, OP
 from partitions.experiments import Watch
 from tests.conftest import EXPERIMENT, Lab
 
@@ -20,6 +22,7 @@ WATCHED = {
     "watch": {"name": "team_*", "tag": "candidate"},
     "gates": [{"rule": "robust_accuracy >= 0 for weak"}, {"rule": "robust_accuracy >= 1 for fgm", "severity": "warn"}],
 }
+ONE_ATTACK = {**WATCHED, "attacks": {"weak": EXPERIMENT["attacks"]["weak"]}, "gates": []}
 BRANCH = "tiny/registered_model"
 
 
@@ -109,6 +112,43 @@ def test_a_registered_model_is_attacked_and_gated_once(watching: Lab, tmp_path: 
     before = watching.bytes()
     assert attack(watching, "team_le_net@1").success
     assert watching.bytes() == before
+
+
+def test_the_robustness_of_versions_is_followed_over_time(lab: Lab, tmp_path: Path) -> None:
+    lab.write(ONE_ATTACK)
+    with pytest.raises(LookupError, match="no registered model has been attacked"):
+        da.versions("tiny")
+    for _ in range(2):
+        register(lab, model_file(lab, tmp_path), "team_le_net", {"candidate": "yes"})
+    assert attack(lab, "team_le_net@2").success
+    assert attack(lab, "team_le_net@1").success
+    table = da.versions("tiny")
+    assert list(zip(table["version"], table["attack"], strict=True)) == [(1, "weak"), (2, "weak")]
+    dates = table.drop_duplicates("version")["registered"]
+    assert dates.is_monotonic_increasing and dates.is_unique and (pd.Timestamp.now("UTC") - dates.iloc[0]).days == 0
+    metrics = da.load("tiny/registered_model/evasion_metrics", architecture="team_le_net@2", attack="weak")
+    assert table["robust_accuracy"].iloc[-1] == metrics["robust_accuracy"].item()
+    # What the UI shows was computed again after the second of the two.
+    stored = da.load("tiny/registered_model/versions")
+    pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+    (event, *_) = reversed(lab.events("registered_model/versions"))
+    assert event.asset_materialization
+    shown = event.asset_materialization.metadata["versions over time"]
+    assert "data:image/png;base64" in str(shown.value)
+
+
+def test_a_night_attacks_what_was_registered_and_fetches_no_model_twice(lab: Lab, tmp_path: Path) -> None:
+    lab.write({**ONE_ATTACK, "schedule": "0 2 * * *"})
+    register(lab, model_file(lab, tmp_path), "team_le_net", {"candidate": "yes"})
+    config = {"ops": {NIGHTLY_OP: {"config": {"experiment": "tiny"}}}}
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    for _ in range(2):
+        with lab.instance() as instance:
+            job = lab.defs().resolve_job_def(NIGHTLY_JOB)
+            assert job.execute_in_process(run_config=config | quiet, instance=instance).success
+    assert list(da.versions("tiny")["attack"]) == ["weak"]
+    for asset in ("model", "versions"):
+        assert len(lab.events(f"registered_model/{asset}")) == 1
 
 
 class Shouting(keras.layers.Layer):

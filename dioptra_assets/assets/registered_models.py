@@ -1,6 +1,8 @@
 """The branch of registered models: what anyone put into the MLflow registry, attacked and gated like our own."""
 
 import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell
 from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
+from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
-from partitions.experiments import ExperimentSpec, branch_of
-from partitions.keys import ARCHITECTURE
-from resources.cells import StoredCell
+from dioptra_assets.robustness.metrics import METRIC_COLUMNS
+from partitions.experiments import BRANCH, ExperimentSpec, branch_of
+from partitions.keys import ARCHITECTURE, ATTACK
+from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.models import write_model
+from resources.tables import read_table, write_table
 from resources.tracking import ModelRefused
 
 # Each of these blocks: what fails one is not attacked.
@@ -32,6 +38,15 @@ CHECKS = {
 }
 LOOKED_AT = 256  # testing images that the range is judged on
 SEPARATOR = "@"
+VERSIONS = f"{BRANCH}/versions"
+RATES = [f"{rate}{end}" for rate in ("clean_accuracy", "robust_accuracy") for end in ("", "_low", "_high")]
+VERSION_COLUMNS = {
+    "name": "registered model",
+    "version": "its version in the registry",
+    "registered": "when it was registered, UTC",
+    "attack": "attack config",
+    **{name: METRIC_COLUMNS[name] for name in ("n", *RATES)},
+}
 
 
 def version_key(name: str, version: str | int) -> str:
@@ -69,7 +84,67 @@ def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         adversarial_set_asset(branch),
         *metric_table_assets(branch),
         *gate_assets(branch),
+        cell_asset(
+            branch,
+            VERSIONS,
+            _versions,
+            description="Clean and robust accuracy of every registered version that has been attacked, over time.",
+            deps=["evasion_metrics"],
+            kinds={"pandas"},
+            columns=VERSION_COLUMNS,
+        ),
     ]
+
+
+def version_table(store: CellStore, experiment: str, attacks: Iterable[str] | None = None) -> pd.DataFrame:
+    """Every registered version that an experiment has attacked, by name, version and attack.
+
+    Args:
+        store: where the cells are.
+        experiment: its name.
+        attacks: the attack keys that count, in this order; None for all there are.
+
+    Returns:
+        Rows of `VERSION_COLUMNS`; each version is judged on the images that it was attacked on itself.
+    """
+    rows, dates = [], {}
+    order = None if attacks is None else {key: number for number, key in enumerate(attacks)}
+    asset = f"{experiment}/{BRANCH}/evasion_metrics"
+    for cell in (cell for cell in store.cells(asset) if cell.asset == asset):
+        version, attack = cell.partition[ARCHITECTURE], cell.partition[ATTACK]
+        if order is not None and attack not in order:
+            continue
+        stored = store.open(cell)
+        if version not in dates:
+            dates[version] = _registered(store, experiment, version)
+        table = read_table(stored)
+        own = table[(table["target"] == version) & (table["defence"] == NO_DEFENCE)]
+        name, _, number = version.rpartition(SEPARATOR)
+        facts = {"name": name, "version": int(number), "registered": dates[version], "attack": attack}
+        rows += [facts | {column: row[column] for column in ("n", *RATES)} for _, row in own.iterrows()]
+    table = pd.DataFrame(rows, columns=[*VERSION_COLUMNS])
+    places = table["attack"] if order is None else table["attack"].map(order)
+    ordered = table.assign(place=places).sort_values(["name", "version", "place"], kind="stable")
+    return ordered.drop(columns="place").reset_index(drop=True)
+
+
+def _registered(store: CellStore, experiment: str, version: str) -> pd.Timestamp:
+    """When a version was registered; of one fetched before that was written down, when it was first fetched."""
+    manifest = store.open(Cell(f"{experiment}/{BRANCH}/model", {ARCHITECTURE: version})).manifest
+    return pd.Timestamp(manifest.attributes.get("registered", manifest.created)).tz_convert("UTC").as_unit("ms")
+
+
+def _versions(cell: CellContext) -> CellResult:
+    from dioptra_assets.robustness.version_plots import version_curves
+
+    table = version_table(cell.store, cell.spec.name, cell.spec.attacks)
+    if table.empty:
+        raise MissingCellError(f"{cell.cell}: no registered model has been attacked yet")
+    stored = write_table(cell.store, cell.cell, table, **cell.publishing)
+    curves = picture(version_curves(table), "clean and robust accuracy of each version")
+    return CellResult(
+        stored, {"versions over time": curves}, {"versions": len(table.drop_duplicates(["name", "version"]))}
+    )
 
 
 def _fetch(cell: CellContext) -> CellResult:
@@ -93,6 +168,7 @@ def _fetch(cell: CellContext) -> CellResult:
         facts = {
             "architecture": name,
             "version": version,
+            "registered": _registered_at(cell, name, version),
             "parameters": int(model.count_params()),
             "image_shape": list(testing_set.image_shape),
             "class_names": list(testing_set.class_names),
@@ -103,6 +179,11 @@ def _fetch(cell: CellContext) -> CellResult:
             found["gives_logits"] = str(error)
     metadata = {"registered model": f"{name} version {version}", "device": device}
     return CellResult(stored, metadata, checks=[_check(cell, check, found.get(check), model) for check in CHECKS])
+
+
+def _registered_at(cell: CellContext, name: str, version: str) -> str:
+    (found,) = (one for one in cell.registry.registered_versions() if (one.name, str(one.version)) == (name, version))
+    return datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _faults(model: Any, images: ImageSet) -> dict[str, str]:

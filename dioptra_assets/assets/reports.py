@@ -1,38 +1,21 @@
 """What the cells of an experiment say together: transfer matrix, security curves, and the report."""
 
-import importlib.metadata
-import platform
-from collections.abc import Mapping
-from typing import Any
-
 import dagster as dg
-import numpy as np
 import pandas as pd
 
-from dioptra_assets.assets.adversarial_sets import shown_rows
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.gates import gated_families
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.pictures import picture
-from dioptra_assets.assets.report_sections import report_sections
+from dioptra_assets.assets.report_contents import has_curves, report_data
+from dioptra_assets.assets.report_inputs import present_inputs
+from dioptra_assets.assets.report_records import report_records
 from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.metrics import (
-    METRIC_COLUMNS,
-    defence_comparison,
-    proportion,
-    security_curve,
-    transfer_matrix,
-)
-from dioptra_assets.robustness.report import ReportData, render_report
-from partitions.attacks import attack_document
+from dioptra_assets.robustness.metrics import METRIC_COLUMNS, defence_comparison, security_curve, transfer_matrix
+from dioptra_assets.robustness.report import render_report
 from partitions.experiments import ExperimentSpec
-from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
-from resources.cells import StoredCell
 from resources.documents import write_report
-from resources.image_store import read_image_set
-from resources.models import read_history
-from resources.tables import read_table, write_table
+from resources.tables import write_table
 
 TRANSFER_COLUMNS = ["attack", "source", "target", "defence", "n", "seed"]
 TRANSFER_RATES = ["clean_accuracy", "robust_accuracy", "asr"]
@@ -58,7 +41,6 @@ COMPARISON_COLUMNS = {
 }
 # A metadata entry holds one picture; more than these are on the report.
 SHOWN_MATRICES = 6
-PACKAGES = ("dioptra-assets", "dagster", "tensorflow", "keras", "adversarial-robustness-toolbox", "mlflow", "numpy")
 
 
 def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
@@ -77,7 +59,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
                 params=lambda _: {},
             )
         )
-    if _has_curves(spec):
+    if has_curves(spec):
         assets.append(
             cell_asset(
                 spec,
@@ -106,7 +88,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         )
     tables = {
         "transfer_matrix": bool(spec.attacks),
-        "security_curves": _has_curves(spec),
+        "security_curves": has_curves(spec),
         "defence_comparison": bool(spec.attacks and spec.defences),
         "sanity": bool(spec.attacks),
         "evasion_metrics": bool(spec.attacks),
@@ -118,7 +100,8 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         spec,
         "report",
         _report,
-        description="One self-contained page: threat models, results with intervals, pictures, how to repeat it.",
+        description="One self-contained page: threat models, results with intervals, pictures, how to repeat it. Beside"
+        " it the same as JSON, a CycloneDX model card of the models, and a Croissant record of the image sets.",
         deps=[
             *(name for name, exists in tables.items() if exists),
             *(f"{family}_gate" for family in gated_families(spec)),
@@ -127,12 +110,9 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         ],
         kinds={"html"},
         params=lambda _: {},
+        code_version="2",
     )
     return [*assets, report]
-
-
-def _has_curves(spec: ExperimentSpec) -> bool:
-    return any(hasattr(attack, "eps") for attack in spec.attacks.values())
 
 
 def _transfer_columns() -> list[str]:
@@ -194,13 +174,16 @@ def _comparison_text(table: pd.DataFrame) -> str:
 
 
 def _report(cell: CellContext) -> CellResult:
-    data = report_data(cell)
-    page = render_report(data)
-    stored = write_report(cell.store, cell.cell, page, **cell.publishing)
+    inputs = present_inputs(cell)
+    data = report_data(cell, inputs)
+    page, records = render_report(data), report_records(cell, data, inputs)
+    stored = write_report(cell.store, cell.cell, page, records, **cell.publishing)
     path = f"{cell.store.url}/{stored.prefix}/report.html"
     with cell.mlflow_run() as run:
         if run:
             run.log_text("report.html", page)
+            for name, content in records.items():
+                run.log_bytes(name, content)
     metrics = data.metrics
     white_box = metrics.loc[metrics["source"] == metrics["target"], "robust_accuracy"] if len(metrics) else []
     return CellResult(
@@ -209,121 +192,3 @@ def _report(cell: CellContext) -> CellResult:
         {"cells": len(metrics), "missing": len(data.missing)}
         | ({"lowest robust accuracy": min(white_box)} if len(white_box) else {}),
     )
-
-
-def report_data(cell: CellContext) -> ReportData:
-    """Everything that the report of an experiment shows, read from its stored cells."""
-    from dioptra_assets.robustness.plots import loss_curves, security_curves, transfer_heat_map
-
-    spec = cell.spec
-    metrics, missing = present_metrics(cell) if spec.attacks else (pd.DataFrame(), [])
-    sets = [cell.read(name) for name in (*(["training_set"] if spec.trains else []), "testing_set")]
-    architectures = [{ARCHITECTURE: architecture} for architecture in spec.architectures]
-    models, _ = cell.present("model", architectures)
-    predictions, _ = cell.present("clean_predictions", architectures)
-    classes = len(sets[-1].manifest.attributes["class_names"])
-    attacks = list(dict.fromkeys(metrics["attack"])) if len(metrics) else []
-    matrices = {attack: transfer_matrix(metrics, attack) for attack in attacks}
-    figures = {}
-    if _has_curves(spec):
-        figures["security_curves"] = security_curves(security_curve(metrics, spec.attacks), class_count=classes)
-    figures |= {f"transfer_matrix/{a}": transfer_heat_map(matrix, title=a) for a, matrix in matrices.items()}
-    histories = {model.cell.partition[ARCHITECTURE]: read_history(model) for model in models}
-    figures |= {f"loss_curves/{name}": loss_curves(history) for name, history in histories.items() if len(history)}
-    adversarial_sets, _ = cell.present(
-        "adversarial_set", [{ARCHITECTURE: a, ATTACK: attacks[-1]} for a in spec.architectures] if attacks else []
-    )
-    testing_set = read_image_set(sets[-1])
-    sections, measured, absent = report_sections(cell, metrics)
-    missing = [*missing, *absent]
-    metric_cells, _ = cell.present(
-        "evasion_metrics", [{ARCHITECTURE: a, ATTACK: k} for k in attacks for a in spec.architectures]
-    )
-    return ReportData(
-        experiment=spec.name,
-        description=spec.description,
-        data=pd.DataFrame([_set_row(stored) for stored in sets]),
-        models=_model_rows(models, predictions),
-        attacks=[
-            _attack_entry(key, config)
-            for configs in (spec.attacks, spec.poisonings, spec.inversions)
-            for key, config in configs.items()
-        ],
-        metrics=metrics,
-        transfer_matrices=matrices,
-        figures=figures,
-        grids=[
-            (partition_key_of(stored.cell.partition) or "", _comparison(cell, testing_set, stored))
-            for stored in adversarial_sets
-        ],
-        provenance=pd.DataFrame([_provenance_row(stored) for stored in (*sets, *models, *metric_cells, *measured)]),
-        versions=_versions(),
-        missing=missing,
-        commands=[f"dioptra-assets materialize {spec.name}", f"dioptra-assets report {spec.name}"],
-        sections=sections,
-    )
-
-
-def _comparison(cell: CellContext, testing_set: ImageSet, adversarial: StoredCell) -> bytes:
-    """Clean, adversarial and difference, each image with what the attacked model makes of it."""
-    from dioptra_assets.robustness.plots import comparison_grid
-
-    rows = shown_rows(testing_set)
-    examples = read_table(cell.read("evasion_examples", **adversarial.cell.partition))
-    undefended = (examples["target"] == adversarial.cell.partition[ARCHITECTURE]) & (examples["defence"] == NO_DEFENCE)
-    own = examples[undefended].reset_index(drop=True)
-    names = testing_set.class_names
-    titles = [
-        f"{names[row['label']]} → {names[row['adversarial_prediction']]}\n({row['adversarial_confidence']:.1%})"
-        for _, row in own.loc[rows].iterrows()
-    ]
-    return comparison_grid(testing_set.images(rows), read_image_set(adversarial).images(rows), titles)
-
-
-def _set_row(stored: StoredCell) -> dict[str, object]:
-    facts = stored.manifest.attributes
-    return {
-        "set": stored.cell.asset.rsplit("/", 1)[-1],
-        "n": facts["n"],
-        "classes": len(facts["class_names"]),
-        "size": " x ".join(map(str, facts["image_shape"])),
-        "data_version": stored.manifest.data_version,
-    }
-
-
-def _model_rows(models: list[StoredCell], predictions: list[StoredCell]) -> pd.DataFrame:
-    clean = {stored.cell.partition[ARCHITECTURE]: read_table(stored) for stored in predictions}
-    rows = []
-    for stored in models:
-        architecture, facts = stored.cell.partition[ARCHITECTURE], stored.manifest.attributes
-        table = clean.get(architecture)
-        right = np.array([]) if table is None else (table["prediction"] == table["label"]).to_numpy()
-        accuracy, low, high = proportion(int(right.sum()), len(right))
-        rows.append(
-            {"architecture": architecture, "parameters": facts["parameters"], "epochs": facts["epochs"]}
-            | {"clean_accuracy": accuracy, "low": low, "high": high, "data_version": stored.manifest.data_version}
-        )
-    return pd.DataFrame(rows)
-
-
-def _attack_entry(key: str, attack: Any) -> Mapping[str, object]:
-    return {
-        "attack": key,
-        "method": attack.method,
-        "description": (type(attack).__doc__ or "").split("\n\n")[0].replace("\n", " ").replace("`", ""),
-        "parameters": {name: value for name, value in attack_document(attack).items() if name != "method"},
-        "threat_model": vars(attack.threat_model()),
-    }
-
-
-def _provenance_row(stored: StoredCell) -> dict[str, object]:
-    return {
-        "asset": stored.cell.asset,
-        "partition": partition_key_of(stored.cell.partition) or "",
-        "data_version": stored.manifest.data_version,
-        "seed": stored.manifest.attributes.get("seed"),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}

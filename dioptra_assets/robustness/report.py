@@ -18,7 +18,7 @@ import pandas as pd
 KEYS = ["source", "attack", "target", "defence", "adaptive"]
 STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
 LABELS = {
-    **{"asr": "ASR", "auc": "AUC", "n": "n", "mlflow_run_id": "MLflow run", "stdev": "stdev", "iqr": "IQR"},
+    **{"asr": "ASR", "auc": "AUC", "n": "n", "stdev": "stdev", "iqr": "IQR"},
     **{"l0": "L0", "l1": "L1", "l2": "L2", "linf": "Linf", "source": "made on", "target": "evaluated on"},
     **{"target_class": "target class", "ssim": "SSIM"},
 }
@@ -56,11 +56,14 @@ class ReportData:
         figures: name to PNG. A name is `loss_curves/ARCHITECTURE`, `transfer_matrix/ATTACK`, `security_curves`,
             `confusion_matrix/WHAT`, or free.
         grids: title and PNG of comparison grids.
-        provenance: one row a stored value: `asset`, `partition`, `data_version`, `seed`, `mlflow_run_id`.
+        provenance: one row a stored value: `asset`, `partition`, `data_version`, `seed`, and `device` where known.
         versions: software name to version.
         missing: cells that the report should have had, in words.
         commands: what to type to get the same report, in order.
         sections: what else the experiment measured.
+        seed: of the experiment, that every cell's seed is derived from.
+        declaration: its experiment file, defaults left out.
+        files: name and description of the files that lie beside the page.
     """
 
     experiment: str
@@ -77,6 +80,9 @@ class ReportData:
     missing: Sequence[str] = ()
     commands: Sequence[str] = ()
     sections: Sequence["Section"] = ()
+    seed: int = 0
+    declaration: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ def render_report(data: ReportData) -> str:
     Raises:
         ValueError: when a picture is not a PNG.
     """
+    import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -174,6 +181,9 @@ def render_report(data: ReportData) -> str:
             for section in data.sections
         ],
         provenance=_table(data.provenance, "Stored values", shorten=False),
+        declaration=yaml.safe_dump(dict(data.declaration), sort_keys=False, allow_unicode=True, width=100)
+        if data.declaration
+        else "",
     )
 
 
@@ -284,7 +294,7 @@ def _table(frame: pd.DataFrame, caption: str, *, shorten: bool = True) -> Table:
             low, high = row["auc_low"], row["auc_high"]
             interval = "" if pd.isna(low) or pd.isna(high) else f"[{low:.3f}, {high:.3f}]"
             return Cell("–" if pd.isna(value) else f"{value:.3f}", interval, kind="number")
-        if column in ("data_version", "mlflow_run_id"):
+        if column == "data_version":
             text = _plain(value)
             return Cell(text[:12] if shorten else text, kind="code", full=text)
         return Cell(_plain(value, grouped=column != "seed"), kind=kinds[column])

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import mlcroissant as mlc
 import numpy as np
 import pandas as pd
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from dioptra_assets.assets import sanity
 from dioptra_assets.assets.inverted_sets import INVERSION_METRIC_COLUMNS
 from dioptra_assets.assets.poisoned_sets import MANIFEST_COLUMNS
 from dioptra_assets.assets.reports import COMPARISON_COLUMNS
 from dioptra_assets.launch import Launched
+from dioptra_assets.records.model_card import SPECIMEN
 from dioptra_assets.robustness.defences import defended, split_before_copies
 from dioptra_assets.robustness.defences.base import COPY_SUFFIX
 from dioptra_assets.robustness.distances import DISTANCE_COLUMNS, set_distances
@@ -24,7 +28,7 @@ from dioptra_assets.robustness.sanity import CHECKS, SanityResult
 from dioptra_assets.robustness.training import split_rows
 from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment
-from resources.documents import read_report
+from resources.documents import read_records, read_report
 from resources.image_store import read_image_set
 from resources.tables import read_table
 from tests.conftest import Lab, enter, skeleton
@@ -330,6 +334,38 @@ def test_the_report_has_a_section_for_each_part_and_names_no_missing_cell(full: 
         assert key in page, key
     entry = full.events("report")[-1].asset_materialization
     assert entry and "missing cells" not in entry.metadata
+
+
+def test_records_beside_the_report_hold_every_set_and_every_model(full: Lab) -> None:
+    records = read_records(full.find("report"))
+    bill, sets = records["tiny.model_card.cdx.json"].decode(), json.loads(records["tiny.croissant.json"])
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    mlc.Dataset(sets)  # raises where it is no Croissant record
+    stored = [full.store.open(cell) for cell in full.store.cells("tiny")]
+    of_kind = {kind: {s.cell.path for s in stored if s.manifest.kind == kind} for kind in ("image_set", "model")}
+    assert {one["@id"] for one in sets["recordSet"]} == of_kind["image_set"] | {"classes"}
+    models = {part["bom-ref"]: part for part in json.loads(bill)["components"] if "modelCard" in part}
+    assert set(models) == of_kind["model"]
+    rates = {ref: part["modelCard"]["quantitativeAnalysis"]["performanceMetrics"] for ref, part in models.items()}
+    slices = {ref: {metric["slice"].partition(";")[0] for metric in metrics} for ref, metrics in rates.items()}
+    behind = "behind {} ({}: the attack {} it)"
+    assert {f"{key} made on shallow_net (white-box)" for key in ATTACKS} <= slices["tiny/model/shallow_net"]
+    for ref, defence in (("tiny/model/shallow_net", "smoothing"), ("tiny/defended_model/noise/shallow_net", "noise")):
+        for knowing, verb in (("oblivious", "does not know"), ("adaptive", "knows")):
+            told = behind.format(defence, knowing, verb)
+            assert {f"{key} made on shallow_net (white-box), {told}" for key in ATTACKS} <= slices[ref]
+    for key in FULL["poisonings"]:
+        part = models[f"tiny/poisoned_model/shallow_net/{key}"]["modelCard"]
+        assert part["modelParameters"]["datasets"][0] == {"ref": f"tiny/poisoned_training_set/{key}"}
+        assert SPECIMEN in part["considerations"]["technicalLimitations"]
+        [asr] = [
+            metric
+            for metric in part["quantitativeAnalysis"]["performanceMetrics"]
+            if metric["type"] == "attack success rate" and "behind" not in metric["slice"]
+        ]
+        metrics = table(full, "poisoning_metrics", **of(key))
+        own = metrics[(metrics["model_kind"] == "poisoned") & (metrics["defence"] == "none")]
+        assert asr["value"] == f"{own['asr'].iloc[0]:.6g}"
 
 
 def test_sanity_has_a_row_a_check_and_dagster_has_an_evaluation_of_each(full: Lab) -> None:

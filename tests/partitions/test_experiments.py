@@ -54,6 +54,16 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "experiment 'digits', field 'colour': there is no such field, allowed are"
         f" {', '.join(ExperimentFile.model_fields)}",
     ),
+    (
+        {"schedule": "every night"},
+        "experiment 'digits', field 'schedule': 'every night' is not allowed, it must be five cron fields (minute,"
+        " hour, day of the month, month, day of the week), such as '0 2 * * *' for two o'clock every night",
+    ),
+    (
+        {"dynamic": True, "architectures": ..., "attacks": ..., "schedule": "0 2 * * *"},
+        "experiment 'digits', field 'schedule': a dynamic experiment computes what jobs ask for and nothing else, take"
+        " it out",
+    ),
     ({"seed": -1}, "experiment 'digits', field 'seed': -1 is not allowed, it must be greater than or equal to 0"),
     (
         {"owners": ["jane"]},

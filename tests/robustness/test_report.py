@@ -115,7 +115,7 @@ def report_data(**changes: object) -> ReportData:
                     "partition": "le_net",
                     "data_version": "ef" * 32,
                     "seed": 7,
-                    "mlflow_run_id": "12" * 16,
+                    "device": "CPU",
                 }
             ]
         ),
@@ -147,7 +147,7 @@ def test_text_from_data_is_never_markup():
                 "security_curves": png(),
             },
             grids=[(EVIL, png())],
-            provenance=pd.DataFrame([{"asset": EVIL, "partition": EVIL, "data_version": EVIL, "mlflow_run_id": EVIL}]),
+            provenance=pd.DataFrame([{"asset": EVIL, "partition": EVIL, "data_version": EVIL, "device": EVIL}]),
             versions={EVIL: EVIL},
             missing=[EVIL],
             commands=[EVIL],
@@ -281,3 +281,15 @@ def test_a_picture_that_is_no_png_is_refused_by_name():
 )
 def test_a_rate_is_a_percentage_and_its_interval(ends, text):
     assert rate(*ends) == text
+
+
+def test_the_page_links_to_the_files_beside_it_and_shows_how_to_make_it_again():
+    declaration = {"type": "dioptra_assets.experiment.Experiment", "attributes": {"seed": 7, "description": EVIL}}
+    page = Page(
+        render_report(
+            report_data(seed=7, declaration=declaration, files=[("digits.report.json", "JSON"), (EVIL, EVIL)])
+        )
+    )
+    assert [a for a in page.attributes("a", "href") if not a.startswith("#")] == ["digits.report.json", EVIL]
+    assert "seed 7" in page.text and 'dg launch --assets "group:digits"' in page.text
+    assert "type: dioptra_assets.experiment.Experiment attributes: seed: 7" in page.text

@@ -1,0 +1,10 @@
+"""The JSON schema of a report, written from its types: `python -m docs.records`."""
+
+from pathlib import Path
+
+from dioptra_assets.robustness.report_document import schema
+
+SCHEMA = Path(__file__).parent / "report.schema.json"
+
+if __name__ == "__main__":
+    SCHEMA.write_bytes(schema())
