@@ -101,7 +101,8 @@ class Lab:
     def materialize(self) -> Launched:
         """Compute what is missing or stale of the experiment."""
         with self.instance() as instance:
-            return materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store)
+            module = f"{self.module}.definitions"
+            return materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store, module=module)
 
     def run(self, asset: str, *partitions: str) -> dg.ExecuteInProcessResult:
         """One run of one asset, over a range of partitions where two are given."""

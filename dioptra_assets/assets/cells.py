@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.robustness.seeds import derive_seed
@@ -269,6 +270,9 @@ def cell_asset(
         keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
         failures: dict[str, str] = {}
         cells, asset = store.cells(), "/".join(asset_spec.key.path)
+        if kept := _kept(context, asset_spec.key, keys):
+            context.log.info(f"{len(kept)} of {len(keys)} cells were done when the run that this one retries ended")
+            keys = [key for key in keys if key not in kept]
         for number, key in enumerate(keys, start=1):
             cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
@@ -374,6 +378,22 @@ def _evaluation(result: dg.AssetCheckResult, partition: str | None, blocking: bo
         blocking=False,
         partition=partition,
     )
+
+
+def _kept(context: dg.AssetExecutionContext, asset: dg.AssetKey, keys: Sequence[str | None]) -> set[str | None]:
+    """The partitions that an earlier try of this run has reported; none where a person runs it again."""
+    if RETRY_NUMBER_TAG not in context.run.tags:
+        return set()
+    root = context.run.tags[ROOT_RUN_ID_TAG]
+    others = context.instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}))
+    tries = {root, *(record.dagster_run.run_id for record in others)}
+    kept = set()
+    for key in keys:
+        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key] if key else None)
+        records = context.instance.fetch_materializations(wanted, limit=1).records
+        if records and records[0].run_id in tries:
+            kept.add(key)
+    return kept
 
 
 def _refuse_ended_run(context: dg.AssetExecutionContext) -> None:
