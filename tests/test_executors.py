@@ -8,15 +8,20 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from obstore.store import LocalStore
 
 from benchmarks import clusters
+from dioptra_assets.assets import adversarial_sets, cells
 from dioptra_assets.experiment import experiment_assets
+from dioptra_assets.robustness.attacks import perturb_set
 from partitions.experiments import parse_experiment
 from resources import executors
+from resources.cells import CellStore, StoreError
 from tests.conftest import EXPERIMENT, Lab
 
 SETS = [("shallow_net", "fgm_0.1"), ("shallow_net", "weak"), ("le_net", "fgm_0.3")]
@@ -182,3 +187,24 @@ def test_a_retry_of_a_run_keeps_the_cells_that_its_first_try_has_done(lab: Lab) 
         selection = [dg.AssetKey(["tiny", "adversarial_set"])]
         again = job.execute_in_process(asset_selection=selection, instance=instance, tags=tags | chained)
     assert {event.partition for event in again.get_asset_materialization_events()} == {"shallow_net|fgm_0.3"}
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_cell_that_was_done(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def away_at_the_second(attack: Any, *args: Any, **kwargs: Any) -> Any:
+        done.append(str(attack.eps))
+        if len(done) == 2:
+            raise StoreError("cannot write: connection refused")
+        return perturb_set(attack, *args, **kwargs)
+
+    monkeypatch.setattr(adversarial_sets, "perturb_set", away_at_the_second)
+    monkeypatch.setattr(cells, "STORE_RETRY_SECONDS", 0)
+    monkeypatch.setattr(CellStore, "remote", property(lambda self: True))
+    monkeypatch.setattr(CellStore, "open_prefix", lambda self, prefix: LocalStore(Path(self.url, prefix), mkdir=True))
+    assert lab.run("adversarial_set", "shallow_net|fgm_0.1", "shallow_net|fgm_0.3").success
+    assert done == ["0.1", "0.3", "0.3"]
+    partitions = [str(event.asset_materialization.partition) for event in lab.events("adversarial_set")]  # type: ignore[union-attr]
+    assert sorted(partitions[-2:]) == ["shallow_net|fgm_0.1", "shallow_net|fgm_0.3"]
