@@ -1,6 +1,12 @@
 # Everything runs in .venv, which `make setup` makes and every other target uses.
 # Python 3.11 or newer, git and make are all a machine needs. Another Python: make PYTHON=python3.12 demo
 
+# Settings of a team's services, where there are any: `make services-up` writes them.
+ifneq ($(wildcard .env),)
+include .env
+export $(shell sed -n 's/^\([A-Z][A-Z0-9_]*\)=.*/\1/p' .env)
+endif
+
 PYTHON ?= python3
 UV_VERSION := 0.13.8
 BIN := .venv/bin
@@ -12,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo ui mlflow test test-all lint format bench lock pictures clean
+.PHONY: setup demo ui mlflow worker services-up services-down test test-all lint format bench lock pictures clean
 
 setup: .venv/.installed
 
@@ -34,6 +40,15 @@ mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registere
 	MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
 		--allowed-hosts 127.0.0.1:5000,localhost:5000 --backend-store-uri sqlite:///$(DAGSTER_HOME)/mlflow/mlflow.db \
 		--artifacts-destination $(DAGSTER_HOME)/mlflow/artifacts
+
+worker: setup  ## Start a Celery worker for steps on a GPU and all others; one a GPU.
+	$(BIN)/celery -A resources.celery_app worker -Q gpu,dagster -c 1 -l INFO
+
+services-up: setup  ## Start Postgres, S3, Redis, MLflow and the platform on them; settings go to .env.
+	$(BIN)/python -m services up
+
+services-down: setup  ## Stop them; data and settings stay.
+	$(BIN)/python -m services down
 
 test: setup  ## The fast tests, within ten minutes on two cores.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"
@@ -62,4 +77,4 @@ lock: setup  ## Write requirements.lock anew: versions and hashes, no address.
 		--no-header --no-annotate --no-emit-index-url --upgrade --quiet -o requirements.lock
 
 clean:  ## Remove the environment and everything this folder holds as a home: stored assets, MLflow, Dagster's state.
-	rm -rf .venv store mlflow reports storage history schedules logs .logs_queue .nux .telemetry
+	rm -rf .venv .services .env store mlflow reports storage history schedules logs .logs_queue .nux .telemetry

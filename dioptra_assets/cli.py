@@ -40,8 +40,11 @@ def materialize(
         _complain(error)
         raise typer.Exit(2) from error
     console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
+    failed: dict[str, list[str]] = {}
     for cell, why in launched.failed.items():
-        _complain(f"{cell} failed: {why}")
+        failed.setdefault(why, []).append(str(cell))
+    for why, cells in failed.items():
+        _complain(f"{', '.join(cells)} failed: {why}")
     if launched.skipped:
         _complain(f"{len(launched.skipped)} cells not tried, since what they are made from failed")
     if launched.failed:

@@ -17,6 +17,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
 from dioptra_assets.assets.fan_in import crowded_inputs, fan_in_changed
+from dioptra_assets.leftovers import clear_leftovers, leader
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
@@ -87,6 +88,7 @@ def materialize_experiment(
     instance: dg.DagsterInstance,
     store: CellStore,
     log: Callable[[str], None] = lambda line: None,
+    module: str = "dioptra_assets.definitions",
 ) -> Launched:
     """Compute every cell of an experiment that is missing or stale; a failed cell does not stop the others.
 
@@ -96,6 +98,7 @@ def materialize_experiment(
         instance: where runs and materializations are recorded.
         store: where values are kept.
         log: gets a line for each asset.
+        module: where other processes find the code location, as `defs`, when the executor that was chosen has any.
 
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
@@ -112,7 +115,7 @@ def materialize_experiment(
         )
     job = defs.resolve_implicit_global_asset_job_def()
     with partition_loading_context(dynamic_partitions_store=instance):
-        return _materialize(graph, job, keys, instance=instance, store=store, log=log)
+        return _materialize(graph, job, keys, instance=instance, store=store, log=log, module=module)
 
 
 def _materialize(
@@ -123,8 +126,10 @@ def _materialize(
     instance: dg.DagsterInstance,
     store: CellStore,
     log: Callable[[str], None],
+    module: str,
 ) -> Launched:
     launched = Launched()
+    clear_leftovers(instance)
     for key in keys:
         definition = graph.get(key).partitions_def
         cells = _cells(key, definition, graph.get(key).metadata[DIMENSIONS])
@@ -140,7 +145,9 @@ def _materialize(
         if todo:
             log(f"{key.to_user_string()}: {len(todo)} of {len(cells)} cells")
         for tags, chosen in _runs(definition, list(todo)):
-            result = _execute(job, key, instance, tags)
+            result = _execute(job, key, instance=instance, tags=tags, module=module)
+            if not result.success:
+                clear_leftovers(instance)  # a step whose worker died has kept its place in the pool
             done = {event.partition for event in result.get_asset_materialization_events()}
             reasons = _reasons(result)
             for partition in chosen:
@@ -160,10 +167,16 @@ def materialize_cell(defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterIn
     """
     key = dg.AssetKey(cell.asset.split("/"))
     partition = partition_key_of(cell.partition)
+    clear_leftovers(instance)
     computed = bool(_to_compute(defs.resolve_asset_graph(), key, {partition: cell}, instance, store))
     if computed:
         result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            run_config=QUIET, asset_selection=[key], partition_key=partition, instance=instance, raise_on_error=False
+            run_config=QUIET,
+            asset_selection=[key],
+            partition_key=partition,
+            instance=instance,
+            tags=leader(),
+            raise_on_error=False,
         )
         if not result.success:
             reasons = _reasons(result)
@@ -176,13 +189,16 @@ def materialize_cell(defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterIn
     return Made(computed, str(logged.value) if logged else "")
 
 
-def _execute(job: dg.JobDefinition, key: dg.AssetKey, instance: dg.DagsterInstance, tags: dict[str, str]) -> Any:
+def _execute(
+    job: dg.JobDefinition, key: dg.AssetKey, *, instance: dg.DagsterInstance, tags: dict[str, str], module: str
+) -> dg.ExecuteInProcessResult | dg.JobExecutionResult:
     """One run of one asset: in this process, or led by it while the executor that was chosen does the work."""
+    tags = tags | leader()
     if engine() == "in_process":
         return job.execute_in_process(
             run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False
         )
-    repository = ReconstructableRepository.for_module("dioptra_assets.definitions", "defs")
+    repository = ReconstructableRepository.for_module(module, "defs")
     return dg.execute_job(
         repository.get_reconstructable_job(job.name),
         instance=instance,
@@ -216,7 +232,7 @@ def _to_compute(
     }
 
 
-def _reasons(result: dg.ExecuteInProcessResult) -> dict[str, str]:
+def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, str]:
     """Why a run failed: by path of the cell where it had several, else under no path."""
     reasons: dict[str, str] = {}
     for event in result.all_events:
@@ -230,10 +246,14 @@ def _reasons(result: dg.ExecuteInProcessResult) -> dict[str, str]:
             elif failure.error:
                 # Around the error of a cell Dagster puts one of its own.
                 reasons[""] = (failure.error.cause or failure.error).message.strip()
+        elif event.is_job_failure and event.job_failure_data.error and not reasons:
+            reasons[""] = event.job_failure_data.error.message.split("\n\nStack Trace:")[
+                0
+            ].strip()  # the executor failed, not a step
     return reasons
 
 
-def failure_reason(result: dg.ExecuteInProcessResult) -> str:
+def failure_reason(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> str:
     """Why a run failed, in a sentence."""
     reasons = _reasons(result)
     return "; ".join(reasons.values()) or f"see run {result.run_id}"

@@ -5,7 +5,7 @@ that was begun, and that no worker knows of any more, ends as lost; the run fail
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import dagster as dg
@@ -74,7 +74,9 @@ class WatchedTask:
 class WatchedCeleryExecutor(CeleryExecutor):
     """See the head of this file."""
 
-    def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[Any]:
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Generator[Any, Any, None]:
         """Dagster's loop, over tasks that are watched."""
 
         def submit(app: Celery, *step: Any) -> WatchedTask:

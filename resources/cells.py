@@ -225,6 +225,11 @@ class CellStore:
         self._objects: ObjectStore | None = None
 
     @property
+    def remote(self) -> bool:
+        """Whether it is a server, which may be away for a while, and no folder."""
+        return "://" in self.url
+
+    @property
     def objects(self) -> ObjectStore:
         """The object store at the URL, opened at first use."""
         if self._objects is None:
@@ -233,7 +238,7 @@ class CellStore:
 
     def open_prefix(self, prefix: str) -> ObjectStore:
         """An object store rooted at a folder of this one."""
-        if "://" not in self.url:
+        if not self.remote:
             folder = Path(self.url, prefix)
             try:
                 return LocalStore(prefix=folder, mkdir=True, automatic_cleanup=True)

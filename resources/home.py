@@ -6,18 +6,30 @@
 | stored assets | `DIOPTRA_ASSETS_STORE`, a folder or `s3://bucket/prefix` | `HOME/store` |
 | MLflow | `MLFLOW_TRACKING_URI` | `sqlite:///HOME/mlflow/mlflow.db` |
 | MLflow's pages | `DIOPTRA_ASSETS_MLFLOW_UI` | `http://127.0.0.1:5000` |
+
+A file `.env` in the checkout, or the one that `DIOPTRA_ASSETS_ENV` names, holds settings that the environment does not.
 """
 
 import os
 from pathlib import Path
 
 import platformdirs
+from dotenv import load_dotenv
 
 
 def project_root() -> Path | None:
     """The checkout this package runs from, or None when it is installed without one."""
     root = Path(__file__).resolve().parent.parent
     return root if (root / "dagster.yaml").exists() and (root / "pyproject.toml").exists() else None
+
+
+def read_env_file() -> None:
+    """Take settings from the file `.env`; what the environment says stays. Empty: no file."""
+    configured = os.environ.get("DIOPTRA_ASSETS_ENV")
+    root = project_root()
+    path = Path(configured) if configured else root / ".env" if root and configured is None else None
+    if path and path.is_file():
+        load_dotenv(path)
 
 
 def home() -> Path:
@@ -48,3 +60,6 @@ def mlflow_ui() -> str:
 def artifact_location() -> str:
     """Where MLflow keeps artifacts when its tracking URI is a database; empty lets a server decide."""
     return "" if tracking_uri().startswith("http") else str(home() / "mlflow" / "artifacts")
+
+
+read_env_file()

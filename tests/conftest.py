@@ -30,7 +30,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 ROOT = Path(__file__).resolve().parent.parent
 # What would lead a test to a home that is not its own.
-SETTINGS = ("DAGSTER_HOME", "DIOPTRA_ASSETS_STORE", "MLFLOW_TRACKING_URI", "DIOPTRA_ASSETS_MLFLOW_UI")
+SETTINGS = (
+    "DAGSTER_HOME",
+    "DIOPTRA_ASSETS_STORE",
+    "DIOPTRA_ASSETS_MLFLOW_UI",
+    "DIOPTRA_ASSETS_EXECUTOR",
+    "DIOPTRA_ASSETS_SERVER",
+    "MLFLOW_TRACKING_URI",
+)
 
 EXPERIMENT: Mapping[str, Any] = {
     "description": "Digits, small enough for a test.",
@@ -101,7 +108,8 @@ class Lab:
     def materialize(self) -> Launched:
         """Compute what is missing or stale of the experiment."""
         with self.instance() as instance:
-            return materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store)
+            module = f"{self.module}.definitions"
+            return materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store, module=module)
 
     def run(self, asset: str, *partitions: str) -> dg.ExecuteInProcessResult:
         """One run of one asset, over a range of partitions where two are given."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
-from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.test_utils import create_run_for_test, create_test_daemon_workspace_context
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.backfill import execute_backfill_iteration
@@ -25,6 +26,7 @@ from dagster._daemon.backfill import execute_backfill_iteration
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.launch import UnknownExperimentError, materialize_experiment
+from dioptra_assets.leftovers import LEADER_TAG, clear_leftovers, leader
 from partitions.experiments import parse_experiment
 from resources.cells import Cell
 from resources.documents import write_config
@@ -334,3 +336,41 @@ def test_a_backfill_through_the_daemon_and_the_launcher_that_users_run(lab: Lab)
     assert status == BulkActionStatus.COMPLETED_SUCCESS
     assert counts(lab, "adversarial_set", started) == Counter(MANY)
     assert len(runs) == len(ARCHITECTURES)
+
+
+def test_a_killed_launch_does_not_block_the_next(lab: Lab) -> None:
+    """It leaves a run that says started, and its place in the pool `gpu`, where there is room for one."""
+    shutil.rmtree(lab.home / "store" / "tiny" / "adversarial_set" / "le_net")
+    script = f"""
+import os, signal
+import dioptra_assets.assets.adversarial_sets as sets
+sets.perturb_set = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+from pathlib import Path
+from tests.conftest import Lab
+Lab(Path({str(lab.folder)!r})).materialize()
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    with lab.instance() as instance:
+        held = instance.event_log_storage.get_concurrency_info("gpu").claimed_slots
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        assert [slot.run_id for slot in held] == [run.run_id]
+    launched = lab.materialize()
+    assert not launched.failed and len(launched.computed) == len(ATTACKS)
+    with lab.instance() as instance:
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+        assert not instance.event_log_storage.get_concurrency_info("gpu").claimed_slots
+
+
+def test_a_run_that_a_living_process_leads_is_left_alone(lab: Lab) -> None:
+    with lab.instance() as instance:
+        mine = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=leader())
+        elsewhere = {LEADER_TAG: "another-machine:1:0.00"}
+        other = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=elsewhere)
+        daemons = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
+        gone = create_run_for_test(
+            instance, status=dg.DagsterRunStatus.STARTED, tags={LEADER_TAG: leader()[LEADER_TAG] + "9"}
+        )
+        assert clear_leftovers(instance) == [gone.run_id]
+        for run in (mine, other, daemons):
+            assert not instance.get_run_by_id(run.run_id).is_finished  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.robustness.seeds import derive_seed
@@ -20,7 +21,7 @@ from partitions.attacks import Family
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
-from resources.cells import Cell, CellStore, MissingCellError, StoredCell
+from resources.cells import Cell, CellStore, MissingCellError, StoredCell, StoreError
 from resources.compute import device
 from resources.executors import backfill_policy, gpu_tags
 from resources.store import StoreResource
@@ -29,6 +30,9 @@ from resources.tracking import CellRun, Tracking, TrackingUnavailable
 Metadata = Mapping[str, Any]
 # The entry of an asset's metadata that names the dimensions it is partitioned by.
 DIMENSIONS = "dimensions"
+# How often, and after how long, a step whose remote store did not answer is tried again.
+STORE_RETRIES = 3
+STORE_RETRY_SECONDS = 10
 
 
 class RunEndedError(RuntimeError):
@@ -269,6 +273,9 @@ def cell_asset(
         keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
         failures: dict[str, str] = {}
         cells, asset = store.cells(), "/".join(asset_spec.key.path)
+        if kept := _kept(context, asset_spec.key, keys):
+            context.log.info(f"{len(kept)} of {len(keys)} cells were done by the try before this one")
+            keys = [key for key in keys if key not in kept]
         for number, key in enumerate(keys, start=1):
             cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
@@ -288,6 +295,7 @@ def cell_asset(
                     raise
                 context.log.warning(f"{cell} is not logged to MLflow in full: {error}")
             except Exception as error:
+                _try_again_where_the_store_is_away(context, cells, error)
                 if len(keys) == 1 or isinstance(error, RunEndedError):
                     raise
                 failures[cell.path] = f"{type(error).__name__}: {error}"
@@ -374,6 +382,31 @@ def _evaluation(result: dg.AssetCheckResult, partition: str | None, blocking: bo
         blocking=False,
         partition=partition,
     )
+
+
+def _try_again_where_the_store_is_away(context: dg.AssetExecutionContext, store: CellStore, error: Exception) -> None:
+    """A server that is down comes back: the step begins again, and keeps the cells that are done."""
+    if isinstance(error, StoreError) and store.remote and context.retry_number < STORE_RETRIES:
+        context.log.warning(f"{error}: trying again in {STORE_RETRY_SECONDS} s")
+        raise dg.RetryRequested(STORE_RETRIES, STORE_RETRY_SECONDS) from error
+
+
+def _kept(context: dg.AssetExecutionContext, asset: dg.AssetKey, keys: Sequence[str | None]) -> set[str | None]:
+    """The partitions that an earlier try of this run has reported; none where a person runs it again."""
+    tries = {context.run_id} if context.retry_number else set()
+    if RETRY_NUMBER_TAG in context.run.tags:
+        root = context.run.tags[ROOT_RUN_ID_TAG]
+        others = context.instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}))
+        tries |= {root, *(record.dagster_run.run_id for record in others)}
+    kept: set[str | None] = set()
+    if not tries:
+        return kept
+    for key in keys:
+        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key] if key else None)
+        records = context.instance.fetch_materializations(wanted, limit=1).records
+        if records and records[0].run_id in tries:
+            kept.add(key)
+    return kept
 
 
 def _refuse_ended_run(context: dg.AssetExecutionContext) -> None:

@@ -1,0 +1,57 @@
+"""What a process leaves in Dagster when it is killed: a run that says "started" for ever, and its place in a pool.
+
+Dagster's daemon tidies up after the runs that it has launched. Here a process leads its runs itself, and there may be
+no daemon; without this, the next launch would wait for a place that nobody gives back.
+"""
+
+import os
+import socket
+
+import dagster as dg
+import psutil
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+
+# Which process leads a run: host, process id, and when it began, since process ids come again.
+LEADER_TAG = "dioptra_assets/led_by"
+
+
+def leader() -> dict[str, str]:
+    """The tag of a run that this process leads."""
+    return {LEADER_TAG: _identity(psutil.Process(os.getpid()))}
+
+
+def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
+    """End the runs that were led by a process of this machine which is no more, and free what ended runs hold.
+
+    Returns:
+        The ids of the runs that were ended.
+    """
+    ended = []
+    unfinished = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)
+    for run in instance.get_runs(filters=unfinished):
+        if _is_orphan(run.tags.get(LEADER_TAG, "")):
+            instance.report_run_failed(run, "The process that led this run was killed.")
+            ended.append(run.run_id)
+    storage = instance.event_log_storage
+    if storage.supports_global_concurrency_limits:
+        for info in storage.get_concurrency_infos(sorted(storage.get_concurrency_keys())).values():
+            waiting = {step.run_id for step in info.pending_steps}
+            for run_id in {slot.run_id for slot in info.claimed_slots} | waiting:
+                run = instance.get_run_by_id(run_id)
+                if run is None or run.is_finished:
+                    storage.free_concurrency_slots_for_run(run_id)
+    return ended
+
+
+def _identity(process: psutil.Process) -> str:
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+
+
+def _is_orphan(identity: str) -> bool:
+    host, _, process = identity.partition(":")
+    if host != socket.gethostname():
+        return False
+    try:
+        return _identity(psutil.Process(int(process.split(":")[0]))) != identity
+    except psutil.NoSuchProcess:
+        return True

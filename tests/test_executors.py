@@ -1,0 +1,210 @@
+"""One setting chooses where steps run; the bytes are the same everywhere, and a dead worker is noticed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from obstore.store import LocalStore
+
+from benchmarks import clusters
+from dioptra_assets.assets import adversarial_sets, cells
+from dioptra_assets.experiment import experiment_assets
+from dioptra_assets.robustness.attacks import perturb_set
+from partitions.experiments import parse_experiment
+from resources import executors
+from resources.cells import CellStore, StoreError
+from tests.conftest import EXPERIMENT, Lab
+
+SETS = [("shallow_net", "fgm_0.1"), ("shallow_net", "weak"), ("le_net", "fgm_0.3")]
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server on this machine")
+    with clusters.redis() as url:
+        yield url
+
+
+def surroundings(lab: Lab) -> dict[str, str]:
+    """What a worker must know to find the code and the home of a lab."""
+    return {"PYTHONPATH": os.pathsep.join([str(lab.folder), str(clusters.ROOT)]), "DAGSTER_HOME": str(lab.home)}
+
+
+def versions(lab: Lab) -> dict[str, str]:
+    return {cell.path: lab.store.open(cell).manifest.data_version for cell in lab.store.cells("tiny")}
+
+
+def forget(lab: Lab, *cells: tuple[str, str]) -> None:
+    for cell in cells:
+        shutil.rmtree(lab.home.joinpath("store", "tiny", "adversarial_set", *cell))
+
+
+def test_an_unknown_executor_is_named_beside_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "slurm")
+    with pytest.raises(executors.SettingError) as raised:
+        executors.executor()
+    assert str(raised.value) == (
+        "DIOPTRA_ASSETS_EXECUTOR=slurm: there is no such executor, there are in_process, multiprocess, celery, ray, k8s"
+    )
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+    monkeypatch.setattr(executors, "find_spec", lambda name: None)
+    with pytest.raises(executors.SettingError, match=r"pip install 'dioptra-assets\[celery\]'"):
+        executors.executor()
+
+
+@pytest.mark.parametrize("variable", ["DIOPTRA_ASSETS_GPUS_PER_CELL", "DIOPTRA_ASSETS_CELLS_PER_RUN"])
+@pytest.mark.parametrize("text", ["many", "-1", "nan"])
+def test_a_setting_that_is_no_number_is_refused(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(executors.SettingError, match=f"{variable}={text} is not allowed"):
+        executors.gpu_tags() if "GPUS" in variable else executors.cells_per_run()
+
+
+@pytest.mark.parametrize("name", list(executors.ENGINES))
+def test_each_executor_is_the_one_of_its_name_and_takes_its_configuration(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", name)
+    assert executors.executor().name == name
+
+
+def test_a_backfill_is_cut_for_clusters_and_whole_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert executors.backfill_policy().max_partitions_per_run is None
+    monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+    assert executors.backfill_policy().max_partitions_per_run == 10
+    monkeypatch.setenv("DIOPTRA_ASSETS_CELLS_PER_RUN", "3")
+    assert executors.backfill_policy().max_partitions_per_run == 3
+
+
+def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> None:
+    from dagster_k8s.job import get_user_defined_k8s_config
+    from dagster_ray.configs import RayExecutionConfig
+
+    steps = [asset.op for asset in experiment_assets(parse_experiment("tiny", dict(EXPERIMENT)))]
+    with_gpu = [step for step in steps if step.pool == "gpu"]
+    assert {"tiny__model", "tiny__adversarial_set", "tiny__evasion_examples"} <= {step.name for step in with_gpu}
+    for step in with_gpu:
+        assert step.tags["dagster-celery/queue"] == "gpu"
+        assert RayExecutionConfig.from_tags(step.tags).num_gpus == 1
+        config = get_user_defined_k8s_config(step.tags)
+        assert config.container_config["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+        assert config.pod_spec_config["tolerations"][0]["key"] == "nvidia.com/gpu"
+    for step in steps:
+        assert step.pool == "gpu" or not any(tag.startswith("dagster-") for tag in step.tags)
+
+
+def test_a_kubernetes_word_that_is_not_in_the_schema_is_refused() -> None:
+    from dagster_k8s.job import get_user_defined_k8s_config
+
+    tags = dict(executors.gpu_tags())
+    tags["dagster-k8s/config"] = json.dumps({"container_config": {"resourcez": {}}})
+    with pytest.raises(Exception, match="resourcez"):
+        get_user_defined_k8s_config(tags)
+
+
+def test_celery_makes_the_same_bytes(lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
+    before = versions(lab)
+    forget(lab, *SETS)
+    with clusters.celery_worker(broker, lab.folder / "worker.log", surroundings(lab)):
+        monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+        launched = lab.materialize()
+    assert not launched.failed and {cell.asset for cell in launched.computed} == {"tiny/adversarial_set"}
+    assert len(launched.computed) == len(SETS)
+    assert versions(lab) == before
+    assert "celery" in (lab.folder / "worker.log").read_text()
+
+
+@pytest.mark.parametrize("killed", ["the worker", pytest.param("its child", marks=pytest.mark.slow)])
+def test_a_killed_celery_worker_is_noticed_and_the_cell_computed_by_the_next(
+    killed: str, lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resources import celery_executor
+
+    monkeypatch.setattr(celery_executor, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(celery_executor, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
+    before, log = versions(lab), lab.folder / "worker.log"
+    forget(lab, SETS[0])
+    with clusters.celery_worker(broker, log, surroundings(lab)) as worker:
+
+        def kill() -> None:
+            while b"received" not in log.read_bytes():
+                time.sleep(0.05)
+            time.sleep(0.5)
+            children = subprocess.run(["pgrep", "-P", str(worker.pid)], capture_output=True, text=True, check=True)
+            for process in [int(child) for child in children.stdout.split()] + [worker.pid] * (killed == "the worker"):
+                os.kill(process, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+        launched = lab.materialize()
+        thread.join()
+    assert [cell.path for cell in launched.failed] == ["tiny/adversarial_set/" + "/".join(SETS[0])]
+    assert "lost" in next(iter(launched.failed.values())) or "WorkerLostError" in str(launched.failed)
+    with clusters.celery_worker(broker, lab.folder / "next.log", surroundings(lab)):
+        assert not lab.materialize().failed
+    assert versions(lab) == before
+
+
+@pytest.mark.slow
+def test_two_ray_nodes_make_the_same_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = versions(lab)
+    forget(lab, *SETS)
+    with clusters.ray_cluster(surroundings(lab)) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "ray")
+        launched = lab.materialize()
+    assert not launched.failed and len(launched.computed) == len(SETS)
+    assert versions(lab) == before
+
+
+def test_a_retry_of_a_run_keeps_the_cells_that_its_first_try_has_done(lab: Lab) -> None:
+    forget(lab, *SETS[:2])
+    first = lab.run("adversarial_set", "shallow_net|fgm_0.1")
+    assert first.success
+    tags: dict[str, Any] = {
+        "dagster/asset_partition_range_start": "shallow_net|fgm_0.1",
+        "dagster/asset_partition_range_end": "shallow_net|fgm_0.3",
+    }
+    chained = {"dagster/parent_run_id": first.run_id, "dagster/root_run_id": first.run_id, "dagster/retry_number": "1"}
+    with lab.instance() as instance:
+        job = lab.defs().resolve_implicit_global_asset_job_def()
+        selection = [dg.AssetKey(["tiny", "adversarial_set"])]
+        again = job.execute_in_process(asset_selection=selection, instance=instance, tags=tags | chained)
+    assert {event.partition for event in again.get_asset_materialization_events()} == {"shallow_net|fgm_0.3"}
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_cell_that_was_done(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def away_at_the_second(attack: Any, *args: Any, **kwargs: Any) -> Any:
+        done.append(str(attack.eps))
+        if len(done) == 2:
+            raise StoreError("cannot write: connection refused")
+        return perturb_set(attack, *args, **kwargs)
+
+    monkeypatch.setattr(adversarial_sets, "perturb_set", away_at_the_second)
+    monkeypatch.setattr(cells, "STORE_RETRY_SECONDS", 0)
+    monkeypatch.setattr(CellStore, "remote", property(lambda self: True))
+    monkeypatch.setattr(CellStore, "open_prefix", lambda self, prefix: LocalStore(Path(self.url, prefix), mkdir=True))
+    assert lab.run("adversarial_set", "shallow_net|fgm_0.1", "shallow_net|fgm_0.3").success
+    assert done == ["0.1", "0.3", "0.3"]
+    partitions = [str(event.asset_materialization.partition) for event in lab.events("adversarial_set")]  # type: ignore[union-attr]
+    assert sorted(partitions[-2:]) == ["shallow_net|fgm_0.1", "shallow_net|fgm_0.3"]
