@@ -29,8 +29,8 @@ INSTALL = "apt-get install postgresql redis-server, or the like of it, or use co
 
 
 def main() -> None:
-    """Up, down or status."""
-    commands: dict[str, Callable[[], None]] = {"up": up, "down": down, "status": status}
+    """One of the commands."""
+    commands: dict[str, Callable[[], None]] = {"up": up, "down": down, "status": status, "env": write_settings}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m services {'|'.join(commands)}")
     commands[sys.argv[1]]()
@@ -71,6 +71,12 @@ def status() -> None:
         print("no services run here: make services-up")
 
 
+def write_settings() -> None:
+    """Write `.env` with new passwords, unless it is there; what `compose.yaml` reads."""
+    if not SETTINGS.exists():
+        _write_secret(SETTINGS, _settings(*(secrets.token_hex(16) for _ in range(4))))
+
+
 def _binaries() -> tuple[Path, str]:
     """The folder of Postgres' programs, and Redis."""
     initdb = shutil.which("initdb")
@@ -93,8 +99,7 @@ def _prepare(postgres_bin: Path) -> None:
     home.mkdir(exist_ok=True)
     shutil.copy(ROOT / "services" / "dagster.yaml", home)
     shutil.copy(ROOT / "services" / "supervisord.conf", FOLDER)
-    if not SETTINGS.exists():
-        _write_secret(SETTINGS, _settings(*(secrets.token_hex(16) for _ in range(4))))
+    write_settings()
     settings = dotenv_values(SETTINGS)
     if "DIOPTRA_ASSETS_POSTGRES" not in settings:
         sys.exit(f"{SETTINGS} is there already and holds other settings: move it away first")
