@@ -57,6 +57,7 @@ def demo() -> None:
     console.print("Handwritten digits: training two models, attacking each, evaluating both on every adversarial set.")
     materialize("digits")
     transfer("digits")
+    gate("digits")
     report("digits", None)
     console.print("graph:  `make ui`, then http://127.0.0.1:3000/locations/dioptra_assets/asset-groups/digits/lineage")
     console.print('python: import dioptra_assets as da; da.load("digits/evasion_metrics")')

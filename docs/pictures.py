@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import dagster as dg
 from playwright.sync_api import Page, sync_playwright
 
 import dioptra_assets as da
@@ -34,7 +35,12 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1760, "height": 1180}, device_scale_factor=1)
             _lineage(page)
             _adversarial_set(page)
-            _report(page)
+            _gate(page)
+            _model(page)
+            _backfill(page)
+            _report(page, "digits")
+            if len(da.cells("inversion/report")):
+                _report(page, "inversion")
             browser.close()
     finally:
         server.terminate()
@@ -56,11 +62,41 @@ def _adversarial_set(page: Page) -> None:
     page.screenshot(path=IMAGES / "adversarial_set.png")
 
 
-def _report(page: Page) -> None:
+def _gate(page: Page) -> None:
+    page.set_viewport_size({"width": 1500, "height": 900})
+    page.goto(f"{SERVER}/assets/digits/evasion_gate?view=checks")
+    page.get_by_role("tab", name="Partitions").last.click(timeout=60_000)
+    for key in ("le_net", "fgm_0.1"):
+        page.get_by_text(key, exact=True).last.click()
+    page.wait_for_timeout(3000)
+    page.screenshot(path=IMAGES / "gate.png")
+
+
+def _model(page: Page) -> None:
+    page.set_viewport_size({"width": 1500, "height": 1100})
+    page.goto(f"{SERVER}/assets/digits/model?view=partitions&partition=le_net")
+    page.get_by_text("MLflow run").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(3000)
+    page.screenshot(path=IMAGES / "model.png")
+
+
+def _backfill(page: Page) -> None:
+    """The last backfill, where there was one."""
+    with dg.DagsterInstance.get() as instance:
+        backfills = instance.get_backfills(limit=1)
+    for backfill in backfills:
+        page.set_viewport_size({"width": 1500, "height": 1000})
+        page.goto(f"{SERVER}/runs/b/{backfill.backfill_id}")
+        page.get_by_text("digits").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(3000)
+        page.screenshot(path=IMAGES / "backfill.png")
+
+
+def _report(page: Page, experiment: str) -> None:
     page.set_viewport_size({"width": 1180, "height": 1350})
-    path = da.load("digits/report").save(home.home() / "reports" / "digits.html")
+    path = da.load(f"{experiment}/report").save(home.home() / "reports" / f"{experiment}.html")
     page.goto(path.as_uri())
-    page.screenshot(path=IMAGES / "report.png")
+    page.screenshot(path=IMAGES / ("report.png" if experiment == "digits" else f"report_{experiment}.png"))
 
 
 def _wait_for(url: str) -> None:

@@ -13,15 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
+from dioptra_assets.assets.tries import (
+    RunEndedError,
+    evaluation,
+    left_to_do,
+    refuse_ended_run,
+    try_again_where_the_store_is_away,
+)
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import Family
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
-from resources.cells import Cell, CellStore, MissingCellError, StoredCell, StoreError
+from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import device
 from resources.executors import backfill_policy, gpu_tags
 from resources.store import StoreResource
@@ -30,13 +36,6 @@ from resources.tracking import CellRun, Tracking, TrackingUnavailable
 Metadata = Mapping[str, Any]
 # The entry of an asset's metadata that names the dimensions it is partitioned by.
 DIMENSIONS = "dimensions"
-# How often, and after how long, a step whose remote store did not answer is tried again.
-STORE_RETRIES = 3
-STORE_RETRY_SECONDS = 10
-
-
-class RunEndedError(RuntimeError):
-    """The run that this process works for has ended: what it computed must not be published any more."""
 
 
 @dataclass(frozen=True)
@@ -270,12 +269,9 @@ def cell_asset(
     def materialize(
         context: dg.AssetExecutionContext, store: StoreResource, tracking: Tracking
     ) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.Output[None]]:
-        keys: Sequence[str | None] = context.partition_keys if dimensions else [None]
+        keys = left_to_do(context, asset_spec.key, context.partition_keys if dimensions else [None])
         failures: dict[str, str] = {}
         cells, asset = store.cells(), "/".join(asset_spec.key.path)
-        if kept := _kept(context, asset_spec.key, keys):
-            context.log.info(f"{len(kept)} of {len(keys)} cells were done by the try before this one")
-            keys = [key for key in keys if key not in kept]
         for number, key in enumerate(keys, start=1):
             cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
@@ -284,7 +280,7 @@ def cell_asset(
             try:
                 with ExitStack() as stack:
                     run = _tracked(stack, tracking, context, cell, params(cell.partition)) if params else None
-                    guard = functools.partial(_refuse_ended_run, context)
+                    guard = functools.partial(refuse_ended_run, context)
                     result = compute(
                         CellContext(spec, cell, cells, tracking, run, context.run_id, guard, context.log.info)
                     )
@@ -295,16 +291,16 @@ def cell_asset(
                     raise
                 context.log.warning(f"{cell} is not logged to MLflow in full: {error}")
             except Exception as error:
-                _try_again_where_the_store_is_away(context, cells, error)
+                try_again_where_the_store_is_away(context, cells, error)
                 if len(keys) == 1 or isinstance(error, RunEndedError):
                     raise
                 failures[cell.path] = f"{type(error).__name__}: {error}"
                 context.log.error(f"{cell} failed ({number} of {len(keys)})", exc_info=error)
                 continue
             assert result is not None
-            yield from (_evaluation(check, key, check.check_name in blockers) for check in result.checks)
             blocking = [check for check in result.checks if not check.passed and check.check_name in blockers]
             if blocking:
+                yield from (evaluation(context, check, key) for check in result.checks)
                 reasons = "; ".join(str(check.description) for check in blocking)
                 if len(keys) == 1:
                     raise dg.Failure(f"{cell}: blocking checks have failed: {reasons}")
@@ -319,6 +315,7 @@ def cell_asset(
                 | _metadata(result, cells, run, time.monotonic() - started),
                 tags=tags | _data_version(result.stored),
             )
+            yield from (evaluation(context, check, key) for check in result.checks)
         if failures:
             raise dg.Failure(
                 f"{len(failures)} of {len(keys)} cells of {asset} failed, the others are kept",
@@ -366,55 +363,6 @@ def _tracked(
     except TrackingUnavailable as error:
         context.log.warning(f"{cell} is not logged to MLflow: {error}")
         return None
-
-
-def _evaluation(result: dg.AssetCheckResult, partition: str | None, blocking: bool) -> dg.AssetCheckEvaluation:
-    """What a check found of one cell. A result that is yielded as such is of the whole step, of which there is one."""
-    assert result.asset_key is not None and result.check_name is not None
-    return dg.AssetCheckEvaluation(
-        result.asset_key,
-        result.check_name,
-        result.passed,
-        metadata=result.metadata,
-        severity=result.severity,
-        description=result.description,
-        # Dagster would fail the step after its last cell; which cells are blocked is said by `dg.Failure`.
-        blocking=False,
-        partition=partition,
-    )
-
-
-def _try_again_where_the_store_is_away(context: dg.AssetExecutionContext, store: CellStore, error: Exception) -> None:
-    """A server that is down comes back: the step begins again, and keeps the cells that are done."""
-    if isinstance(error, StoreError) and store.remote and context.retry_number < STORE_RETRIES:
-        context.log.warning(f"{error}: trying again in {STORE_RETRY_SECONDS} s")
-        raise dg.RetryRequested(STORE_RETRIES, STORE_RETRY_SECONDS) from error
-
-
-def _kept(context: dg.AssetExecutionContext, asset: dg.AssetKey, keys: Sequence[str | None]) -> set[str | None]:
-    """The partitions that an earlier try of this run has reported; none where a person runs it again."""
-    tries = {context.run_id} if context.retry_number else set()
-    if RETRY_NUMBER_TAG in context.run.tags:
-        root = context.run.tags[ROOT_RUN_ID_TAG]
-        others = context.instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}))
-        tries |= {root, *(record.dagster_run.run_id for record in others)}
-    kept: set[str | None] = set()
-    if not tries:
-        return kept
-    for key in keys:
-        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key] if key else None)
-        records = context.instance.fetch_materializations(wanted, limit=1).records
-        if records and records[0].run_id in tries:
-            kept.add(key)
-    return kept
-
-
-def _refuse_ended_run(context: dg.AssetExecutionContext) -> None:
-    run = context.instance.get_run_by_id(context.run_id)
-    if run is not None and run.is_finished:
-        raise RunEndedError(
-            f"run {context.run_id} ended ({run.status.value}) before this cell did: it is not published"
-        )
 
 
 def _data_version(stored: StoredCell) -> dict[str, str]:

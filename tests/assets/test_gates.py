@@ -50,6 +50,22 @@ def test_gates_that_hold_are_checks_of_every_cell_and_part_of_the_report(lab: La
     assert EASY.replace(">", "&gt;") in lab.find("report").read("report.html").decode()
 
 
+def test_dagster_shows_the_verdict_of_each_cell_as_one_of_its_last_materialization(lab: Lab) -> None:
+    gated(lab, {"rule": "robust_accuracy >= 1 for fgm_0.3", "severity": "warn"}, EASY).materialize()
+    gate = dg.AssetKey(["tiny", "evasion_gate"])
+    names = ("robust_accuracy_at_least_1_for_fgm_0_3", "robust_accuracy_at_least_0_for_fgm")
+    with lab.instance() as instance:
+        infos = instance.event_log_storage.get_asset_check_partition_info([dg.AssetCheckKey(gate, n) for n in names])
+    shown = {
+        (info.check_key.name, info.partition_key): info.latest_execution_status.value
+        for info in infos
+        if info.latest_materialization_storage_id == info.latest_target_materialization_storage_id
+    }
+    assert shown[names[0], "le_net|fgm_0.3"] == "FAILED"
+    assert shown[names[1], "le_net|fgm_0.1"] == "SUCCEEDED"
+    assert len(shown) == 2 + 4
+
+
 def test_a_gate_that_blocks_fails_its_cell_alone_and_keeps_the_report_back_every_time(lab: Lab) -> None:
     gated(lab, HARD)
     shutil.rmtree(lab.home / "store" / "tiny" / "report")

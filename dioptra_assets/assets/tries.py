@@ -1,0 +1,82 @@
+"""What a step does that may be one of several tries, or work for a run that has ended; and what its checks report."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
+
+from resources.cells import CellStore, StoreError
+
+# How often, and after how long, a step whose remote store did not answer is tried again.
+STORE_RETRIES = 3
+STORE_RETRY_SECONDS = 10
+
+
+class RunEndedError(RuntimeError):
+    """The run that this process works for has ended: what it computed must not be published any more."""
+
+
+def left_to_do(
+    context: dg.AssetExecutionContext, asset: dg.AssetKey, keys: Sequence[str | None]
+) -> Sequence[str | None]:
+    """The partitions less those that an earlier try of this run has reported; all where a person runs it again."""
+    tries = {context.run_id} if context.retry_number else set()
+    if RETRY_NUMBER_TAG in context.run.tags:
+        root = context.run.tags[ROOT_RUN_ID_TAG]
+        others = context.instance.get_run_records(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: root}))
+        tries |= {root, *(record.dagster_run.run_id for record in others)}
+    if not tries:
+        return keys
+    kept: set[str | None] = set()
+    for key in keys:
+        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key] if key else None)
+        records = context.instance.fetch_materializations(wanted, limit=1).records
+        if records and records[0].run_id in tries:
+            kept.add(key)
+    if kept:
+        context.log.info(f"{len(kept)} of {len(keys)} cells were done by the try before this one")
+    return [key for key in keys if key not in kept]
+
+
+def try_again_where_the_store_is_away(context: dg.AssetExecutionContext, store: CellStore, error: Exception) -> None:
+    """A server that is down comes back: the step begins again, and keeps the cells that are done."""
+    if isinstance(error, StoreError) and store.remote and context.retry_number < STORE_RETRIES:
+        context.log.warning(f"{error}: trying again in {STORE_RETRY_SECONDS} s")
+        raise dg.RetryRequested(STORE_RETRIES, STORE_RETRY_SECONDS) from error
+
+
+def refuse_ended_run(context: dg.AssetExecutionContext) -> None:
+    """Called last before a value is published: a run that was ended meanwhile publishes nothing."""
+    run = context.instance.get_run_by_id(context.run_id)
+    if run is not None and run.is_finished:
+        raise RunEndedError(
+            f"run {context.run_id} ended ({run.status.value}) before this cell did: it is not published"
+        )
+
+
+def evaluation(
+    context: dg.AssetExecutionContext, result: dg.AssetCheckResult, partition: str | None
+) -> dg.AssetCheckEvaluation:
+    """What a check found of one cell. A result that is yielded as such is of the whole step, of which there is one."""
+    assert result.asset_key is not None and result.check_name is not None
+    # Dagster shows a result only where it is of the cell's last materialization.
+    wanted = dg.AssetRecordsFilter(result.asset_key, asset_partitions=[partition] if partition else None)
+    records = context.instance.fetch_materializations(wanted, limit=1).records
+    target = records[0] if records else None
+    return dg.AssetCheckEvaluation(
+        result.asset_key,
+        result.check_name,
+        result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
+        # Dagster would fail the step after its last cell; which cells are blocked is said by `dg.Failure`.
+        blocking=False,
+        partition=partition,
+        target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+            run_id=target.run_id, storage_id=target.storage_id, timestamp=target.timestamp
+        )
+        if target
+        else None,
+    )
