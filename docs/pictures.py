@@ -32,7 +32,7 @@ def main() -> None:
         _wait_for(f"{SERVER}/server_info")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1760, "height": 1180}, device_scale_factor=1)
+            page = browser.new_page(viewport={"width": 1760, "height": 1330}, device_scale_factor=1)
             _lineage(page)
             _adversarial_set(page)
             _gate(page)
@@ -65,9 +65,9 @@ def _adversarial_set(page: Page) -> None:
 def _gate(page: Page) -> None:
     page.set_viewport_size({"width": 1500, "height": 900})
     page.goto(f"{SERVER}/assets/digits/evasion_gate?view=checks")
-    page.get_by_role("tab", name="Partitions").last.click(timeout=60_000)
-    for key in ("le_net", "fgm_0.1"):
-        page.get_by_text(key, exact=True).last.click()
+    page.get_by_text("Latest execution").wait_for(timeout=60_000)
+    page.wait_for_timeout(2000)
+    page.get_by_role("tab", name="Partitions").last.click()
     page.wait_for_timeout(3000)
     page.screenshot(path=IMAGES / "gate.png")
 
