@@ -36,10 +36,11 @@ def code_location(package: Path) -> dg.Definitions:
         # registers (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
         experiments = tree.build_defs(package / "defs")
     own = dg.Definitions(resources=resource_definitions(), executor=executor(), component_tree=tree)
+    module = f"{package.name}.definitions"  # where workers find what stands here
     jobs = [
-        entry_point_job(lambda: complete),
-        registered_model_job(lambda: complete, lambda name: experiment_spec(name, package)),
-        nightly_job(lambda: complete, lambda name: experiment_spec(name, package)),
+        entry_point_job(lambda: complete, module),
+        registered_model_job(lambda: complete, lambda name: experiment_spec(name, package), module),
+        nightly_job(lambda: complete, lambda name: experiment_spec(name, package), module),
     ]
     complete = dg.Definitions.merge(experiments, own, dg.Definitions(jobs=jobs))
     return complete

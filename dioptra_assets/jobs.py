@@ -183,11 +183,15 @@ def _stored_set(target: Target, tracking: Tracking) -> tuple[str, dict[str, str]
     return asset, {dimension: str(named[dimension]) for dimension in SETS[asset]}
 
 
-def entry_point_job(load: Callable[[], dg.Definitions]) -> dg.JobDefinition:
-    """The Dagster job that runs an entry point: cell after cell, each in a run of its own asset, in this process.
+def entry_point_job(load: Callable[[], dg.Definitions], module: str) -> dg.JobDefinition:
+    """The Dagster job that runs an entry point: cell after cell, each in a run of its own asset.
+
+    The job itself leads those runs, in its own process whatever executor was chosen for them: a worker that waits for
+    workers could wait for itself.
 
     Args:
         load: gives the code location whose assets are materialized.
+        module: where it is.
     """
 
     @dg.op(
@@ -212,7 +216,7 @@ def entry_point_job(load: Callable[[], dg.Definitions]) -> dg.JobDefinition:
             for dimension, key in step.partition.items():
                 instance.add_dynamic_partitions(dynamic_dimension(experiment, dimension, step.family), [key])
             try:
-                made = materialize_cell(definitions, cell, instance=instance, store=cells)
+                made = materialize_cell(definitions, cell, instance=instance, store=cells, module=module)
             except CellFailedError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
             context.log.info(f"{cell} {'done' if made.computed else 'was up to date'}")
@@ -220,7 +224,11 @@ def entry_point_job(load: Callable[[], dg.Definitions]) -> dg.JobDefinition:
                 tags = {CELL_TAG: cell.path, MLFLOW_RUN_TAG: made.mlflow_run_id}
                 instance.add_run_tags(context.run_id, {tag: value for tag, value in tags.items() if value})
 
-    @dg.job(name=JOB, description="One entry point, as `dioptra-assets run` and `submit_job` run it.")
+    @dg.job(
+        name=JOB,
+        description="One entry point, as `dioptra-assets run` and `submit_job` run it.",
+        executor_def=dg.in_process_executor,
+    )
     def job() -> None:
         run_entry_point()
 

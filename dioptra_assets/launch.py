@@ -159,8 +159,22 @@ def _materialize(
     return launched
 
 
-def materialize_cell(defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterInstance, store: CellStore) -> Made:
+def materialize_cell(
+    defs: dg.Definitions,
+    cell: Cell,
+    *,
+    instance: dg.DagsterInstance,
+    store: CellStore,
+    module: str = "dioptra_assets.definitions",
+) -> Made:
     """Compute one cell where it is missing or stale; what it is made from must be there.
+
+    Args:
+        defs: the code location.
+        cell: the cell.
+        instance: where runs and materializations are recorded.
+        store: where values are kept.
+        module: see :func:`materialize_experiment`.
 
     Raises:
         CellFailedError: naming the cell and the reason.
@@ -170,14 +184,11 @@ def materialize_cell(defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterIn
     clear_leftovers(instance)
     computed = bool(_to_compute(defs.resolve_asset_graph(), key, {partition: cell}, instance, store))
     if computed:
-        result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
-            run_config=QUIET,
-            asset_selection=[key],
-            partition_key=partition,
-            instance=instance,
-            tags=leader(),
-            raise_on_error=False,
+        job = defs.resolve_implicit_global_asset_job_def()
+        tags = (
+            {ASSET_PARTITION_RANGE_START_TAG: partition, ASSET_PARTITION_RANGE_END_TAG: partition} if partition else {}
         )
+        result = _execute(job, key, instance=instance, tags=tags, module=module)
         if not result.success:
             reasons = _reasons(result)
             raise CellFailedError(f"{cell} failed: {reasons.get(cell.path) or reasons.get('') or result.run_id}")

@@ -108,7 +108,9 @@ def nightly_schedule(spec: ExperimentSpec) -> dg.ScheduleDefinition:
     return schedule
 
 
-def nightly_job(load: Callable[[], dg.Definitions], specs: Callable[[str], ExperimentSpec]) -> dg.JobDefinition:
+def nightly_job(
+    load: Callable[[], dg.Definitions], specs: Callable[[str], ExperimentSpec], module: str
+) -> dg.JobDefinition:
     """The job that computes every cell of an experiment that is missing or stale, and attacks what it watches.
 
     What is stale is found anew and by content, whatever a sensor has seen meanwhile: what failed is tried again, and
@@ -117,6 +119,7 @@ def nightly_job(load: Callable[[], dg.Definitions], specs: Callable[[str], Exper
     Args:
         load: gives the code location whose assets are materialized.
         specs: from an experiment's name to what its file declares.
+        module: where that code location is.
     """
 
     @dg.op(
@@ -131,7 +134,9 @@ def nightly_job(load: Callable[[], dg.Definitions], specs: Callable[[str], Exper
                 instance.add_dynamic_partitions(dynamic_dimension(spec.name, BRANCH), keys)
             except TrackingUnavailable as error:
                 context.log.warning(f"registered models that are new are left for the next time: {error}")
-        done = materialize_experiment(load(), spec.name, instance=instance, store=store.cells(), log=context.log.info)
+        done = materialize_experiment(
+            load(), spec.name, instance=instance, store=store.cells(), log=context.log.info, module=module
+        )
         context.log.info(f"{len(done.computed)} cells computed, {done.fresh} were up to date")
         if done.failed:
             reasons = "; ".join(f"{cell}: {reason}" for cell, reason in done.failed.items())
@@ -141,7 +146,11 @@ def nightly_job(load: Callable[[], dg.Definitions], specs: Callable[[str], Exper
                 allow_retries=False,
             )
 
-    @dg.job(name=NIGHTLY_JOB, description="Compute what is missing or stale of an experiment.")
+    @dg.job(
+        name=NIGHTLY_JOB,
+        description="Compute what is missing or stale of an experiment.",
+        executor_def=dg.in_process_executor,
+    )
     def job() -> None:
         attack_again()
 
@@ -149,13 +158,14 @@ def nightly_job(load: Callable[[], dg.Definitions], specs: Callable[[str], Exper
 
 
 def registered_model_job(
-    load: Callable[[], dg.Definitions], specs: Callable[[str], ExperimentSpec]
+    load: Callable[[], dg.Definitions], specs: Callable[[str], ExperimentSpec], module: str
 ) -> dg.JobDefinition:
     """The job that attacks one version, cell after cell; what is up to date is not computed again.
 
     Args:
         load: gives the code location whose assets are materialized.
         specs: from an experiment's name to what its file declares.
+        module: where that code location is.
     """
 
     @dg.op(
@@ -175,7 +185,7 @@ def registered_model_job(
         def make(asset: str, partition: dict[str, str]) -> bool:
             cell = Cell("/".join(asset_key(spec, asset).path), partition)
             try:
-                made = materialize_cell(definitions, cell, instance=instance, store=cells)
+                made = materialize_cell(definitions, cell, instance=instance, store=cells, module=module)
             except CellFailedError as error:
                 failures.append(str(error))
                 context.log.error(str(error))
@@ -197,7 +207,11 @@ def registered_model_job(
                 allow_retries=False,
             )
 
-    @dg.job(name=JOB, description="Attack, evaluate and gate one version of a registered model.")
+    @dg.job(
+        name=JOB,
+        description="Attack, evaluate and gate one version of a registered model.",
+        executor_def=dg.in_process_executor,
+    )
     def job() -> None:
         attack_registered_model()
 

@@ -115,6 +115,16 @@ def test_a_kubernetes_word_that_is_not_in_the_schema_is_refused() -> None:
         get_user_defined_k8s_config(tags)
 
 
+def test_a_job_that_leads_runs_is_no_work_for_the_workers_it_waits_for(
+    looking: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+    defs = looking.defs()
+    for name in ("entry_point", "registered_model", "nightly"):
+        assert defs.resolve_job_def(name).executor_def.name == "in_process"
+    assert defs.resolve_implicit_global_asset_job_def().executor_def.name == "celery"
+
+
 def test_celery_makes_the_same_bytes(lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
     before = versions(lab)
