@@ -1,5 +1,6 @@
 """What a person sees in a browser: the graph, a cell with its picture, the report."""
 
+import json
 import os
 import shutil
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,10 +34,11 @@ def server(finished: Lab) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "dioptra_assets.ui", "-h", "127.0.0.1", "-p", str(port)]
     command += ["-m", f"{finished.module}.definitions", "-d", str(finished.folder)]
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    process = subprocess.Popen(command, env=environment | {"DAGSTER_HOME": str(finished.home)})
+    environment["DAGSTER_HOME"] = str(finished.home)
+    process = subprocess.Popen(command, env=environment, cwd=finished.folder)  # Dagster reads the .env where it stands
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
@@ -96,3 +99,34 @@ def test_the_report_fits_its_window_and_loads_nothing(looking: Lab, page: Page, 
     broken = page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
     assert broken == 0 and page.evaluate("document.images.length") >= 5
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+LAUNCH = "mutation { reloadWorkspace { __typename } }"
+
+
+def answer(url: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, named), timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_ui_does_nothing_for_pages_of_strangers(server: str) -> None:
+    asked = json.dumps({"query": LAUNCH}).encode()
+    as_json = {"Content_Type": "application/json"}
+    assert answer(f"{server}/graphql", asked, **as_json)[0] == 200
+    assert answer(f"{server}/graphql", asked, **as_json, Origin=server)[0] == 200
+    refused = {
+        "by GET": answer(f"{server}/graphql?query={urllib.parse.quote(LAUNCH)}"),
+        "as text": answer(f"{server}/graphql", asked, Content_Type="text/plain"),
+        "from another origin": answer(f"{server}/graphql", asked, **as_json, Origin="http://evil.example"),
+        "from no origin": answer(f"{server}/graphql", asked, **as_json, Origin="null"),
+        "another host": answer(f"{server}/graphql", asked, **as_json, Host="evil.example"),
+        "a host that ends alike": answer(f"{server}/server_info", Host="127.0.0.1.evil.example"),
+        "a notebook": answer(f"{server}/notebook?path=/etc/passwd"),
+    }
+    assert {name: status for name, (status, _) in refused.items()} == dict.fromkeys(refused, 403)
+    assert all(text.startswith("refused: ") for _, text in refused.values())
+    assert answer(f"{server}/")[0] == 200
