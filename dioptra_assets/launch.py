@@ -204,7 +204,7 @@ def _to_compute(
 ) -> dict[str | None, Cell]:
     """The cells that Dagster does not know, or knows to be stale, or that the store does not hold."""
     stale = stale_cells(graph, key, list(cells), instance)
-    held = store.held([cell for partition, cell in cells.items() if partition not in stale])
+    held = store.found([cell for partition, cell in cells.items() if partition not in stale])
     return {partition: cell for partition, cell in cells.items() if partition in stale or cell not in held}
 
 

@@ -328,13 +328,13 @@ class CellStore:
                 raise
             return None
 
-    def held(self, cells: Collection[Cell]) -> set[Cell]:
-        """Those of some cells of one asset that can be read, as :meth:`find` tells one by one.
+    def found(self, cells: Collection[Cell]) -> dict[Cell, StoredCell]:
+        """Those of some cells of one asset that can be read, as :meth:`find` tells one by one, in their order.
 
         Many are looked up in one listing, and their pointers and manifests read several at a time.
         """
         if len(cells) < LISTED:
-            return {cell for cell in cells if self.find(cell)}
+            return {cell: stored for cell in cells if (stored := self.find(cell))}
         (asset,) = {cell.asset for cell in cells}
         files: dict[str, dict[str, int]] = defaultdict(dict)
         served = set()
@@ -344,20 +344,20 @@ class CellStore:
             elif path.endswith(f"/{CURRENT}"):
                 served.add(path.removesuffix(f"/{CURRENT}"))
 
-        def readable(cell: Cell) -> bool:
+        def stored(cell: Cell) -> StoredCell | None:
             if cell.path not in served:
-                return False
+                return None
             with contextlib.suppress(DamagedCellError):
                 if found := self._served(cell.path):
                     version, manifest = found
                     sizes, records = files[cell.path], manifest.files.items()
                     if all(sizes.get(f"{version}/{name}") == record.size for name, record in records):
-                        return True
+                        return StoredCell(self, cell, version, manifest)
             # Damaged, or written since it was listed.
-            return self.find(cell) is not None
+            return self.find(cell)
 
         with ThreadPoolExecutor(READERS) as pool:
-            return {cell for cell, there in zip(cells, pool.map(readable, cells), strict=True) if there}
+            return {cell: one for cell, one in zip(cells, pool.map(stored, cells), strict=True) if one}
 
     def cells(self, prefix: str) -> list[Cell]:
         """Every cell that is served below an asset key or an experiment, in the order of their paths.

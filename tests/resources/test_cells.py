@@ -534,9 +534,9 @@ def test_a_look_at_many_cells_at_once_finds_what_a_look_at_each_finds(store: Cel
     files_of(store, asked[5])["b.bin"].unlink()
     there = {asked[0], *asked[6:-3]}
     assert {cell for cell in asked if store.find(cell)} == there
-    assert store.held(asked) == there
-    assert store.held(asked[:9]) == {asked[0], *asked[6:9]}
-    assert store.held([]) == set()
+    assert store.found(asked) == {cell: store.open(cell) for cell in asked if cell in there}
+    assert set(store.found(asked[:9])) == {asked[0], *asked[6:9]}
+    assert set(store.found([])) == set()
 
 
 def test_listing_names_a_damaged_cell(store: CellStore):
