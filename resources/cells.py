@@ -344,7 +344,7 @@ class CellStore:
             elif path.endswith(f"/{CURRENT}"):
                 served.add(path.removesuffix(f"/{CURRENT}"))
 
-        def stored(cell: Cell) -> StoredCell | None:
+        def look(cell: Cell) -> StoredCell | None:
             if cell.path not in served:
                 return None
             with contextlib.suppress(DamagedCellError):
@@ -357,7 +357,7 @@ class CellStore:
             return self.find(cell)
 
         with ThreadPoolExecutor(READERS) as pool:
-            return {cell: one for cell, one in zip(cells, pool.map(stored, cells), strict=True) if one}
+            return {cell: one for cell, one in zip(cells, pool.map(look, cells), strict=True) if one}
 
     def cells(self, prefix: str) -> list[Cell]:
         """Every cell that is served below an asset key or an experiment, in the order of their paths.

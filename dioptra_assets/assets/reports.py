@@ -136,7 +136,7 @@ def _transfer_matrix(cell: CellContext) -> CellResult:
     table = metrics[_transfer_columns()]
     stored = write_table(cell.store, cell.cell, table, attributes={"missing": missing}, **cell.publishing)
     attacks = list(dict.fromkeys(metrics["attack"]))
-    heat_maps = {
+    heat_maps: dict[str, object] = {
         f"{attack}": picture(
             transfer_heat_map(transfer_matrix(metrics, attack), title=attack), f"robust accuracy under {attack}"
         )
