@@ -227,8 +227,9 @@ def made_up(definitions: Any, instance: Any, store: Any) -> int:
                 stored = write_table(store, cell, changed, attributes=example.manifest.attributes)
             else:
                 with store.write(cell, example.manifest.kind) as writer:
-                    # The report shows images of the last attack. Of the others nothing reads more than that they are.
-                    for name in example.manifest.files if own["attack"] == last else ():
+                    # The report describes every set; of the examples it shows the last attack's, and reads no others.
+                    whole = asset == "adversarial_set" or own["attack"] == last
+                    for name in example.manifest.files if whole else ():
                         writer.put(name, example.read(name))
                     stored = writer.commit(example.manifest.data_version, example.manifest.attributes)
             version = {"dagster/data_version": stored.manifest.data_version}

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.definitions.partitions.context import partition_loading_context
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.loader import LoadingContext
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
-from dioptra_assets.assets.fan_in import crowded_inputs, fan_in_changed
 from dioptra_assets.leftovers import clear_leftovers, leader
+from dioptra_assets.staleness import stale_cells
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
@@ -63,22 +61,6 @@ class Made:
 
     computed: bool
     mlflow_run_id: str = ""
-
-
-class _Loading(LoadingContext):
-    """What Dagster's stale status asks for beside the instance: a place to keep what it has read."""
-
-    def __init__(self, instance: dg.DagsterInstance):
-        self._instance = instance
-        self._loaders: dict[Any, Any] = {}
-
-    @property
-    def instance(self) -> dg.DagsterInstance:
-        return self._instance
-
-    @property
-    def loaders(self) -> dict[Any, Any]:
-        return self._loaders
 
 
 def materialize_experiment(
@@ -232,15 +214,9 @@ def _to_compute(
     graph: Any, key: dg.AssetKey, cells: Mapping[str | None, Cell], instance: dg.DagsterInstance, store: CellStore
 ) -> dict[str | None, Cell]:
     """The cells that Dagster does not know, or knows to be stale, or that the store does not hold."""
-    status = CachingStaleStatusResolver(instance, graph, _Loading(instance))
-    crowded = crowded_inputs(graph, key, instance)
-    return {
-        partition: cell
-        for partition, cell in cells.items()
-        if status.get_status(key, partition) != StaleStatus.FRESH
-        or fan_in_changed(key, partition, crowded, instance)
-        or store.find(cell) is None
-    }
+    stale = stale_cells(graph, key, list(cells), instance)
+    held = store.found([cell for partition, cell in cells.items() if partition not in stale])
+    return {partition: cell for partition, cell in cells.items() if partition in stale or cell not in held}
 
 
 def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, str]:

@@ -11,9 +11,12 @@ write that was cut off anywhere leaves the old version served. The same code run
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +28,8 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FORMAT = 1
+VERSION = r"\d{8}T\d{6}-[0-9a-f]{8}"
+IN_A_VERSION = re.compile(rf"(?P<folder>.+?)/versions/(?P<name>{VERSION}/.+)")
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 # A superseded version stays this long for readers that opened it before it was superseded.
@@ -33,6 +38,9 @@ REMOTE_TIMEOUT = timedelta(seconds=30)
 CONNECT_TIMEOUT = timedelta(seconds=5)
 # Parts of a file on their way at once: four of 5 MB still arrive within the timeout at 6 Mbit/s.
 UPLOADS = 4
+# From so many cells on one listing of their asset takes the place of one a cell; and how many are read at once.
+LISTED = 20
+READERS = 16
 # Where the usual variables name an S3 server; only one that is written with http:// is spoken to without TLS.
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
@@ -85,7 +93,7 @@ class Pointer(BaseModel):
     """What CURRENT holds: the version that is served, and the digest of its manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    version: str = Field(pattern=r"^\d{8}T\d{6}-[0-9a-f]{8}$")
+    version: str = Field(pattern=f"^{VERSION}$")
     manifest_sha256: str
 
 
@@ -319,6 +327,37 @@ class CellStore:
             if check:
                 raise
             return None
+
+    def found(self, cells: Collection[Cell]) -> dict[Cell, StoredCell]:
+        """Those of some cells of one asset that can be read, as :meth:`find` tells one by one, in their order.
+
+        Many are looked up in one listing, and their pointers and manifests read several at a time.
+        """
+        if len(cells) < LISTED:
+            return {cell: stored for cell in cells if (stored := self.find(cell))}
+        (asset,) = {cell.asset for cell in cells}
+        files: dict[str, dict[str, int]] = defaultdict(dict)
+        served = set()
+        for path, size in self._list(asset).items():
+            if found := IN_A_VERSION.match(path):
+                files[found["folder"]][found["name"]] = size
+            elif path.endswith(f"/{CURRENT}"):
+                served.add(path.removesuffix(f"/{CURRENT}"))
+
+        def look(cell: Cell) -> StoredCell | None:
+            if cell.path not in served:
+                return None
+            with contextlib.suppress(DamagedCellError):
+                if found := self._served(cell.path):
+                    version, manifest = found
+                    sizes, records = files[cell.path], manifest.files.items()
+                    if all(sizes.get(f"{version}/{name}") == record.size for name, record in records):
+                        return StoredCell(self, cell, version, manifest)
+            # Damaged, or written since it was listed.
+            return self.find(cell)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            return {cell: one for cell, one in zip(cells, pool.map(look, cells), strict=True) if one}
 
     def cells(self, prefix: str) -> list[Cell]:
         """Every cell that is served below an asset key or an experiment, in the order of their paths.

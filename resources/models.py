@@ -1,6 +1,5 @@
 """Models in the store: a `.keras` file, checked before it is loaded, and its training history."""
 
-import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.kept import Kept
 from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
 from resources.cells import Cell, CellStore, StoredCell
 from resources.tables import from_parquet, to_parquet
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 KIND = "model"
 MODEL = "model.keras"
 HISTORY = "history.parquet"
-# Models kept loaded in one process: enough for every target of a transfer experiment.
-KEEP_LOADED = 8
 
 
 def write_model(
@@ -74,9 +72,11 @@ class _Version:
         return hash(self.key)
 
 
-@functools.lru_cache(maxsize=KEEP_LOADED)
-def _load(version: _Version) -> "keras.Model":
+def _from_store(version: _Version) -> "keras.Model":
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, MODEL)
         path.write_bytes(version.stored.read(MODEL))
         return load_model(path)
+
+
+_load = Kept(_from_store, lambda _, model: model)

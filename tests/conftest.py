@@ -24,6 +24,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from filelock import FileLock
 
 from dioptra_assets.launch import Launched, materialize_experiment
+from dioptra_assets.staleness import stale_cells
 from resources.cells import Cell, CellStore
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -109,7 +110,10 @@ class Lab:
         """Compute what is missing or stale of the experiment."""
         with self.instance() as instance:
             module = f"{self.module}.definitions"
-            return materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store, module=module)
+            self.statuses()
+            launched = materialize_experiment(self.defs(), "tiny", instance=instance, store=self.store, module=module)
+        self.statuses()
+        return launched
 
     def run(self, asset: str, *partitions: str) -> dg.ExecuteInProcessResult:
         """One run of one asset, over a range of partitions where two are given."""
@@ -130,16 +134,22 @@ class Lab:
             )
 
     def statuses(self) -> dict[str, str]:
-        """Path of every cell of the experiment -> what Dagster says of it: FRESH, STALE or MISSING."""
+        """Path of every cell of the experiment -> what Dagster says of it: FRESH, STALE or MISSING.
+
+        On the way, that our own answer for all cells at once is Dagster's for each.
+        """
         graph = self.defs().resolve_asset_graph()
         with self.instance() as instance:
             resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
             statuses = {}
             for key in graph.get_all_asset_keys():
                 definition = graph.get(key).partitions_def
-                for partition in definition.get_partition_keys() if definition else [None]:
-                    path = "/".join([*key.path, *(partition.split("|") if partition else [])])
-                    statuses[path] = resolver.get_status(key, partition).value
+                partitions = definition.get_partition_keys() if definition else [None]
+                asked = {partition: resolver.get_status(key, partition).value for partition in partitions}
+                ours = stale_cells(graph, key, partitions, instance)
+                assert ours == {partition for partition, status in asked.items() if status != "FRESH"}, key
+                for partition, status in asked.items():
+                    statuses["/".join([*key.path, *(partition.split("|") if partition else [])])] = status
         return statuses
 
     def events(self, asset: str) -> list[dg.EventLogEntry]:

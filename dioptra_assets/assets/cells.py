@@ -131,10 +131,11 @@ class CellContext:
     def present(self, asset: str, cells: Sequence[Mapping[str, str]]) -> tuple[list[StoredCell], list[str]]:
         """Those of some cells that have been materialized, and the paths of those that have not."""
         stored, missing = [], []
-        for partition in cells:
-            cell = self.input_cell(asset, **partition)
+        wanted = [self.input_cell(asset, **partition) for partition in cells]
+        found = self.store.found(wanted)
+        for cell in wanted:
             try:
-                stored.append(self.store.open(cell))
+                stored.append(found.get(cell) or self.store.open(cell))
             except MissingCellError:
                 missing.append(cell.path)
         return stored, missing

@@ -1,21 +1,21 @@
 """Whether a cell that is made from a hundred others or more is stale, which Dagster's stale status does not look at.
 
-Dagster looks at every input cell one by one, and therefore at none where there are a hundred of an asset. Here the
-events since the cell was made are looked at, and there are few of them, or the cell is stale at the first.
+Dagster looks at every input cell one by one, and therefore at none where there are a hundred of an asset. Here all
+cells that were made since are asked for at once: what they hold, and what they held.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
+    DATA_VERSION_TAG,
     SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
-    extract_data_version_from_entry,
-    get_input_event_pointer_tag,
 )
 from dagster._core.definitions.partitions.context import partition_loading_context
 
-AT_ONCE = 1000
+# Cells named in one query, well below the number of parameters that every database takes; more are read all.
+PAGE = 500
 
 
 def crowded_inputs(graph: Any, key: dg.AssetKey, instance: dg.DagsterInstance) -> list[dg.AssetKey]:
@@ -33,42 +33,57 @@ def crowded_inputs(graph: Any, key: dg.AssetKey, instance: dg.DagsterInstance) -
     return found
 
 
-def fan_in_changed(
-    key: dg.AssetKey, partition: str | None, inputs: Sequence[dg.AssetKey], instance: dg.DagsterInstance
-) -> bool:
-    """Whether one of the crowded inputs of a cell has other content than when the cell was made.
+def changed_since(parent: dg.AssetKey, pointer: str | None, instance: dg.DagsterInstance) -> bool:
+    """Whether a cell of an input has other content than at an event, by its storage id, when something was made of it.
 
-    False where it has none, or was never made.
+    True where there was no event: that was made before the asset had this input, or when it had no cell.
     """
-    if not inputs:
-        return False
-    own = [partition] if partition else None
-    last = instance.fetch_materializations(dg.AssetRecordsFilter(key, asset_partitions=own), limit=1).records
-    if not last or not last[0].asset_materialization:
-        return False
-    tags = last[0].asset_materialization.tags or {}
-    return any(_changed_since(parent, tags.get(get_input_event_pointer_tag(parent)), instance) for parent in inputs)
-
-
-def _changed_since(parent: dg.AssetKey, pointer: str | None, instance: dg.DagsterInstance) -> bool:
     if pointer is None or not pointer.isdigit():
-        return True  # made before the asset had this input, or when it had no cell
-    seen, cursor = set(), None
-    while True:
-        wanted = dg.AssetRecordsFilter(parent, after_storage_id=int(pointer))
-        page = instance.fetch_materializations(wanted, limit=AT_ONCE, cursor=cursor)
-        for record in page.records:
-            # The newest comes first: what a cell held between says nothing.
-            if record.partition_key in seen:
-                continue
-            seen.add(record.partition_key)
-            then = dg.AssetRecordsFilter(
-                parent, asset_partitions=[str(record.partition_key)], before_storage_id=int(pointer) + 1
-            )
-            before = instance.fetch_materializations(then, limit=1).records
-            old = extract_data_version_from_entry(before[0].event_log_entry) if before else None
-            if old != extract_data_version_from_entry(record.event_log_entry):
-                return True
-        if not page.has_more:
-            return False
-        cursor = page.cursor
+        return True
+    return bool(changed_partitions(parent, int(pointer), instance))
+
+
+def changed_partitions(
+    asset: dg.AssetKey, moment: int, instance: dg.DagsterInstance, partitions: Collection[str] | None = None
+) -> set[str]:
+    """The cells of an asset, of some or of all there are, that hold another content than at an event.
+
+    Args:
+        asset: their asset.
+        moment: storage id of the event.
+        instance: where materializations are recorded.
+        partitions: the cells to look at, None for all.
+    """
+    touched = latest_events(asset, instance, partitions, after=moment)
+    if not touched:
+        return set()
+
+    def versions(**cursor: int) -> Mapping[str, Mapping[str, str]]:
+        return instance.event_log_storage.get_latest_tags_by_partition(
+            asset,
+            dg.DagsterEventType.ASSET_MATERIALIZATION,
+            [DATA_VERSION_TAG],
+            asset_partitions=list(touched) if len(touched) <= PAGE else None,
+            **cursor,
+        )
+
+    then, now = versions(before_cursor=moment + 1), versions(after_cursor=moment)
+    return {one for one in touched if then.get(one) != now.get(one)}
+
+
+def latest_events(
+    asset: dg.AssetKey,
+    instance: dg.DagsterInstance,
+    partitions: Collection[str] | None = None,
+    *,
+    after: int | None = None,
+) -> dict[str, int]:
+    """Partition -> storage id of its last materialization, of some cells or all, where that is after an event."""
+    few = set(partitions) if partitions is not None and len(partitions) <= PAGE else None
+    found = instance.event_log_storage.get_latest_storage_id_by_partition(
+        asset, dg.DagsterEventType.ASSET_MATERIALIZATION, partitions=few, after_cursor=after
+    )
+    if partitions is None:
+        return dict(found)
+    wanted = set(partitions)
+    return {one: event for one, event in found.items() if one in wanted}

@@ -1,7 +1,7 @@
 """From adversarial sets to numbers: one row per image and target model, then rates and distances."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -23,7 +23,7 @@ from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.models import read_model
-from resources.tables import read_table, write_table
+from resources.tables import read_table, read_tables, write_table
 
 HEADLINES = ("clean_accuracy", "robust_accuracy", "asr", "precision", "recall", "auc")
 
@@ -189,8 +189,8 @@ def _knowledge(row: pd.Series) -> str:
     return "adaptive" if row["adaptive"] else "oblivious"
 
 
-def present_metrics(cell: CellContext) -> tuple[pd.DataFrame, list[str]]:
-    """The metric tables of all cells that exist as one, and the cells that are missing."""
+def present_metrics(cell: CellContext, columns: Sequence[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """The metric tables of all cells that exist as one, or some of their columns, and the cells that are missing."""
     partitions = [
         {ARCHITECTURE: architecture, ATTACK: attack}
         for attack in cell.spec.attacks
@@ -201,7 +201,7 @@ def present_metrics(cell: CellContext) -> tuple[pd.DataFrame, list[str]]:
         raise LookupError(f"{cell.cell}: no cell of {cell.spec.name}/evasion_metrics has been materialized yet")
     for one in stored:
         missing += [f"{one.cell.path} without {target}" for target in one.manifest.attributes["missing"]]
-    return pd.concat([read_table(one) for one in stored], ignore_index=True), missing
+    return read_tables(stored, columns), missing
 
 
 def rates_table(metrics: pd.DataFrame) -> str:

@@ -16,7 +16,7 @@ from dioptra_assets.assets.report_sections import report_sections
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import proportion, security_curve, transfer_matrix
-from dioptra_assets.robustness.report import ReportData
+from dioptra_assets.robustness.report import METRICS_FILE, MOST_ROWS, SHOWN_MODELS, ReportData
 from partitions.attacks import SECTIONS, attack_document
 from partitions.experiments import ExperimentFile, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
@@ -29,6 +29,8 @@ PACKAGES = (
     *("dioptra-assets", "dagster", "tensorflow", "keras", "adversarial-robustness-toolbox", "mlflow"),
     *("numpy", "scipy", "scikit-learn", "opencv-python-headless", "pillow"),
 )
+# Of more attacks than this no page is read to its end; the asset `transfer_matrix` has them all.
+SHOWN_MATRICES = 12
 # What an experiment file says that it is.
 COMPONENT = "dioptra_assets.experiment.Experiment"
 # The files beside the page of an experiment, by what they are; named by it, so that pages can lie in one folder.
@@ -55,12 +57,12 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
     predictions, _ = cell.present("clean_predictions", by_architecture(cell))
     classes = len(sets[-1].manifest.attributes["class_names"])
     attacks = list(dict.fromkeys(metrics["attack"])) if len(metrics) else []
-    matrices = {attack: transfer_matrix(metrics, attack) for attack in attacks}
+    matrices = {attack: transfer_matrix(metrics, attack) for attack in _strongest(metrics, attacks)}
     figures = {}
     if has_curves(spec):
         figures["security_curves"] = security_curves(security_curve(metrics, spec.attacks), class_count=classes)
     figures |= {f"transfer_matrix/{a}": transfer_heat_map(matrix, title=a) for a, matrix in matrices.items()}
-    histories = {model.cell.partition[ARCHITECTURE]: read_history(model) for model in models}
+    histories = {model.cell.partition[ARCHITECTURE]: read_history(model) for model in models[:SHOWN_MODELS]}
     figures |= {f"loss_curves/{name}": loss_curves(history) for name, history in histories.items() if len(history)}
     adversarial_sets, _ = cell.present(
         "adversarial_set", [{ARCHITECTURE: a, ATTACK: attacks[-1]} for a in spec.architectures] if attacks else []
@@ -86,7 +88,7 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
         figures=figures,
         grids=[
             (partition_key_of(stored.cell.partition) or "", _comparison(cell, testing_set, stored))
-            for stored in adversarial_sets
+            for stored in adversarial_sets[:SHOWN_MODELS]
         ],
         provenance=_provenance(
             [
@@ -103,8 +105,21 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
         sections=sections,
         seed=spec.seed,
         declaration=declaration(spec),
-        files=[(name.format(spec.name), what) for name, what in FILES.items()],
+        files=[
+            *((name.format(spec.name), what) for name, what in FILES.items()),
+            *([(METRICS_FILE.format(spec.name), "metric table")] if len(metrics) > MOST_ROWS else []),
+        ],
     )
+
+
+def _strongest(metrics: pd.DataFrame, attacks: list[str]) -> list[str]:
+    """The attacks whose transfer matrices are shown: all, or those that leave the models the least on average."""
+    if len(attacks) <= SHOWN_MATRICES:
+        return attacks
+    undefended = metrics[metrics["defence"] == NO_DEFENCE]
+    left: Any = undefended.groupby("attack")["robust_accuracy"].mean()
+    chosen = set(left.nsmallest(SHOWN_MATRICES).index)
+    return [attack for attack in attacks if attack in chosen]
 
 
 def _comparison(cell: CellContext, testing_set: ImageSet, adversarial: StoredCell) -> bytes:

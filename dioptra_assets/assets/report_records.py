@@ -9,10 +9,11 @@ from dioptra_assets.assets.report_inputs import ReportInputs
 from dioptra_assets.records.croissant import croissant
 from dioptra_assets.records.model_card import SPECIMEN, ModelRecord, Rate, model_card
 from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.report import ReportData
+from dioptra_assets.robustness.report import MOST_ROWS, SHOWN_ROWS, ReportData, lowest
 from dioptra_assets.robustness.report_document import report_document, to_json
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
+from resources.tables import to_parquet
 
 EVASION_RATES = ("robust_accuracy", "asr")
 TRIGGERED_RATES = ("asr", "ra")
@@ -22,11 +23,12 @@ CLEAN = "the testing set, untouched"
 def report_records(cell: CellContext, data: ReportData, inputs: ReportInputs) -> dict[str, bytes]:
     """The files beside the page of a report, by their names: as `data.files` names them, in its order."""
     models = _models(cell, data, inputs)
-    contents = (
+    contents = [
         to_json(report_document(data)),
         model_card(data.experiment, data.description, models, inputs.sets[0], data.versions),
         croissant(data.experiment, data.description, inputs.sets),
-    )
+        *([to_parquet(data.metrics)] if len(data.metrics) > MOST_ROWS else []),
+    ]
     return {name: content for (name, _), content in zip(data.files, contents, strict=True)}
 
 
@@ -38,8 +40,14 @@ def _models(cell: CellContext, data: ReportData, inputs: ReportInputs) -> list[M
         if stored.cell.asset.endswith("/poisoned_model"):
             records.append(ModelRecord(stored, trained_on, _backdoor_rates(stored, poisoned), [SPECIMEN]))
         else:
-            rates = _clean_rates(stored, data.models) + _evasion_rates(cell, stored, data.metrics)
-            records.append(ModelRecord(stored, trained_on, rates, limits))
+            attacked = _attacked_rows(cell, stored, data.metrics)
+            told, own_limits = attacked, limits
+            if len(attacked) > SHOWN_ROWS:
+                told = lowest(attacked)
+                cut = f"Of {len(attacked):,} attacked sets the {SHOWN_ROWS} of the lowest robust accuracy are told;"
+                own_limits = [*limits, f"{cut} all stand in the metric tables."]
+            rates = _clean_rates(stored, data.models) + _evasion_rates(told)
+            records.append(ModelRecord(stored, trained_on, rates, own_limits))
     return records
 
 
@@ -69,16 +77,20 @@ def _clean_rates(stored: StoredCell, models: pd.DataFrame) -> list[Rate]:
     ]
 
 
-def _evasion_rates(cell: CellContext, stored: StoredCell, metrics: pd.DataFrame) -> list[Rate]:
-    """What every attack did to a model, alone and behind the defences that it stands behind."""
+def _attacked_rows(cell: CellContext, stored: StoredCell, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The metric rows of a model, alone and behind the defences that it stands behind."""
     if metrics.empty:
-        return []
+        return metrics
     asset = stored.cell.asset.removeprefix(f"{cell.spec.name}/")
     defences = [name for name, defence in cell.spec.defences.items() if model_behind(defence, name) == asset]
     defences += [NO_DEFENCE] if asset == "model" else []
-    own = metrics[(metrics["target"] == stored.cell.partition[ARCHITECTURE]) & metrics["defence"].isin(defences)]
+    return metrics[(metrics["target"] == stored.cell.partition[ARCHITECTURE]) & metrics["defence"].isin(defences)]
+
+
+def _evasion_rates(rows: pd.DataFrame) -> list[Rate]:
+    """What every attack did to a model."""
     rates = []
-    for _, row in own.iterrows():
+    for _, row in rows.iterrows():
         if row["defence"] != NO_DEFENCE:  # that of the model alone has been told
             rates += _rates(row, f"{CLEAN}, behind {row['defence']}; n {row['n']}", ("clean_accuracy",))
         rates += _rates(row, _attacked(row), EVASION_RATES)

@@ -41,6 +41,7 @@ COMPARISON_COLUMNS = {
 }
 # A metadata entry holds one picture; more than these are on the report.
 SHOWN_MATRICES = 6
+SHOWN_MISSING = 1000
 
 
 def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
@@ -120,30 +121,37 @@ def _transfer_columns() -> list[str]:
 
 
 def _missing(missing: list[str]) -> dict[str, object]:
-    return {"missing cells": dg.MetadataValue.md("\n".join(f"- {path}" for path in missing))} if missing else {}
+    if not missing:
+        return {}
+    listed = [f"- {path}" for path in missing[:SHOWN_MISSING]]
+    more = [f"- and {len(missing) - SHOWN_MISSING:,} more"] if len(missing) > SHOWN_MISSING else []
+    return {"missing cells": dg.MetadataValue.md("\n".join(listed + more))}
 
 
 def _transfer_matrix(cell: CellContext) -> CellResult:
     from dioptra_assets.robustness.plots import transfer_heat_map
 
-    metrics, missing = present_metrics(cell)
+    metrics, missing = present_metrics(cell, [*_transfer_columns(), "adaptive"])
     metrics = metrics[metrics["defence"] == NO_DEFENCE]
     table = metrics[_transfer_columns()]
     stored = write_table(cell.store, cell.cell, table, attributes={"missing": missing}, **cell.publishing)
     attacks = list(dict.fromkeys(metrics["attack"]))
-    heat_maps = {
+    heat_maps: dict[str, object] = {
         f"{attack}": picture(
             transfer_heat_map(transfer_matrix(metrics, attack), title=attack), f"robust accuracy under {attack}"
         )
         for attack in attacks[-SHOWN_MATRICES:]
     }
+    if len(attacks) > SHOWN_MATRICES:
+        said = f"The last {SHOWN_MATRICES} of {len(attacks)} attacks; the table has them all, the report the strongest."
+        heat_maps["shown"] = dg.MetadataValue.text(said)
     return CellResult(stored, heat_maps | _missing(missing), {"cells": len(table), "missing": len(missing)})
 
 
 def _security_curves(cell: CellContext) -> CellResult:
     from dioptra_assets.robustness.plots import security_curves
 
-    metrics, missing = present_metrics(cell)
+    metrics, missing = present_metrics(cell, [*_transfer_columns(), "adaptive"])
     curve = security_curve(metrics, cell.spec.attacks)
     stored = write_table(cell.store, cell.cell, curve, attributes={"missing": missing}, **cell.publishing)
     classes = len(cell.read("testing_set").manifest.attributes["class_names"])

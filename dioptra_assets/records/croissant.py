@@ -1,7 +1,8 @@
 """The image sets of an experiment as a Croissant 1.0 record: every stored file with its SHA-256, every column.
 
 Croissant (https://docs.mlcommons.org/croissant/docs/croissant-spec.html) is JSON-LD. It is made with `mlcroissant`,
-which refuses what does not follow the specification.
+which refuses what does not follow the specification. Of sets that have the same files and columns it makes one, and
+the others are that one under other names: it takes 20 ms a set, and checks all against all.
 """
 
 import io
@@ -44,6 +45,49 @@ def croissant(experiment: str, description: str, sets: Sequence[StoredCell]) -> 
     Raises:
         mlcroissant.ValidationError: when what is made is no Croissant record, which would be a fault of this module.
     """
+    shapes = [_shape(stored) for stored in sets]
+    examples: dict[tuple[Any, ...], StoredCell] = {}
+    for shape, stored in zip(shapes, sets, strict=True):
+        examples.setdefault(shape, stored)
+    record = _record(experiment, description, list(examples.values()))
+    files, record_sets = {}, {}
+    for shape, example in examples.items():
+        path = example.cell.path
+        files[shape] = [one for one in record["distribution"] if one["@id"].startswith(f"{path}/")]
+        (record_sets[shape],) = (one for one in record["recordSet"] if one["@id"] == path)
+    record["distribution"], record["recordSet"] = [], record["recordSet"][:1]
+    for shape, stored in zip(shapes, sets, strict=True):
+        old, new = examples[shape].cell.path, stored.cell.path
+        for name, file in zip(sorted(stored.manifest.files), files[shape], strict=True):
+            held = stored.manifest.files[name]
+            told = {"contentSize": f"{held.size} B", "sha256": held.sha256}
+            record["distribution"].append(_renamed(file, old, new) | told)
+        told = {"description": _description(stored.manifest.attributes, stored.manifest.data_version)}
+        record["recordSet"].append(_renamed(record_sets[shape], old, new) | told)
+    return (json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _shape(stored: StoredCell) -> tuple[Any, ...]:
+    """What two sets have in common whose descriptions differ in names, sizes and hashes alone."""
+    import pyarrow.parquet as pq
+
+    columns = pq.read_schema(io.BytesIO(stored.read(INDEX)))
+    return tuple(sorted(stored.manifest.files)), tuple((column.name, str(column.type)) for column in columns)
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """A description with every name that begins with the path of one set beginning with that of another."""
+    if isinstance(value, dict):
+        return {name: _renamed(one, old, new) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_renamed(one, old, new) for one in value]
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value.removeprefix(old)
+    return value
+
+
+def _record(experiment: str, description: str, sets: Sequence[StoredCell]) -> dict[str, Any]:
+    """The record of some sets, made and checked by `mlcroissant`."""
     import mlcroissant as mlc
 
     classes = mlc.RecordSet(
@@ -69,7 +113,7 @@ def croissant(experiment: str, description: str, sets: Sequence[StoredCell]) -> 
         distribution=[file for stored in sets for file in _files(stored)],
         record_sets=[classes, *(_record_set(stored) for stored in sets)],
     )
-    return (json.dumps(record.to_json(), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    return record.to_json()
 
 
 def located(content: bytes, store: CellStore) -> bytes:

@@ -30,6 +30,11 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SHADES = ("#f4f8fb", "#c9dfef", "#86b9dc", "#3a86bd", "#0f5a92", "#08325a")
 
+# Of larger matrices the numbers, of more curves than this the less telling ones are left out: nobody could read them.
+NUMBERED, SMALLER_ABOVE = 20, 12
+MAX_CURVES, MAX_WHITE_BOX = 64, 12
+MAX_MARKERS = 25
+
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
     "font.size": 9,
@@ -151,7 +156,8 @@ def loss_curves(history: pd.DataFrame) -> bytes:
 def transfer_heat_map(matrix: pd.DataFrame, *, title: str, value_label: str = "robust accuracy") -> bytes:
     """Every model (column) on the images that were made on every model (row).
 
-    Cells on the diagonal, where source and target are one model, are framed; a cell without a value is hatched.
+    Cells on the diagonal, where source and target are one model, are framed; a cell without a value is hatched. Above
+    20 models the numbers are left out, as they could not be read.
 
     Args:
         matrix: rates in [0, 1], NaN where a cell is missing; rows are sources, columns are targets.
@@ -172,10 +178,14 @@ def transfer_heat_map(matrix: pd.DataFrame, *, title: str, value_label: str = "r
     rows, columns = values.shape
     sources = [_short(name, 26) for name in matrix.index]
     targets = [_short(name, 26) for name in matrix.columns]
-    tilted = max(map(len, targets)) > 11
+    numbered = max(rows, columns) <= NUMBERED
+    # A picture of many cells takes seconds, one of smaller cells half of them.
+    size = 1.0 if max(rows, columns) <= SMALLER_ABOVE else 0.6
+    tilted = max(map(len, targets)) > 11 * size or not numbered
+    down, across = (0.62 * size * rows, 0.92 * size * columns) if numbered else (9.0, 9.0)
     with _style():
-        height = 1.35 + 0.62 * rows + (0.055 * max(map(len, targets)) if tilted else 0)
-        figure = _figure(max(4.4, 2.3 + 0.07 * max(map(len, sources)) + 0.92 * columns), height)
+        height = 1.35 + down + (0.055 * max(map(len, targets)) if tilted else 0)
+        figure = _figure(max(4.4, 2.3 + 0.07 * max(map(len, sources)) + across), height)
         axes = figure.add_subplot()
         image = axes.imshow(np.ma.masked_invalid(values), cmap=_shades(), vmin=0, vmax=1, aspect="auto")
         for row, column in np.ndindex(rows, columns):
@@ -185,11 +195,16 @@ def transfer_heat_map(matrix: pd.DataFrame, *, title: str, value_label: str = "r
                 axes.add_patch(Rectangle(corner, 1, 1, facecolor="#f3f3f3", edgecolor="#c4c9cf", hatch="///", lw=0))
             elif matrix.index[row] == matrix.columns[column]:
                 axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, lw=1.6, zorder=3, clip_on=False))
+            if not numbered:
+                continue
             text = "missing" if np.isnan(value) else f"{value:.1%}".replace("%", " %")
             colour = "white" if value > 0.5 else INK
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8.5)
-        axes.set_xticks(range(columns), targets, rotation=35 if tilted else 0, ha="right" if tilted else "center")
-        axes.set_yticks(range(rows), sources)
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8.5 if size == 1 else 6.5)
+        named = [range(0, count, 1 if numbered else -(-count // 40)) for count in (columns, rows)]
+        rotation = (35 if numbered else 90) if tilted else 0
+        ends = "right" if tilted and numbered else "center"
+        axes.set_xticks(named[0], [targets[i] for i in named[0]], rotation=rotation, ha=ends)
+        axes.set_yticks(named[1], [sources[i] for i in named[1]])
         axes.set(xlabel="evaluated on (target)", ylabel="made on (source)")
         axes.set_title(_short(title, 60), loc="left")
         _bare_cells(axes, rows, columns)
@@ -203,7 +218,8 @@ def security_curves(curve: pd.DataFrame, *, class_count: int) -> bytes:
     """Accuracy against eps with 95 % intervals: one panel a family, one colour a target, one marker a source.
 
     White-box curves, whose source is the target, are solid; transferred ones are dashed. A dotted line stands at the
-    accuracy of guessing.
+    accuracy of guessing. Of more than 64 curves the white-box ones alone are drawn, and of those the 12 that fall
+    lowest; the picture says so.
 
     Args:
         curve: one row a point: `source`, `target`, `family`, `eps`, and `robust_accuracy`, `low`, `high` in [0, 1].
@@ -217,6 +233,7 @@ def security_curves(curve: pd.DataFrame, *, class_count: int) -> bytes:
         ValueError: when a column is missing or there is no row.
     """
     _need(curve, ["source", "target", "family", "eps", "robust_accuracy", "low", "high"], "curve")
+    curve, left_out = _told(curve)
     families = list(dict.fromkeys(curve["family"]))
     targets, sources = list(dict.fromkeys(curve["target"])), list(dict.fromkeys(curve["source"]))
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(targets)}
@@ -231,9 +248,9 @@ def security_curves(curve: pd.DataFrame, *, class_count: int) -> bytes:
             axes.set_visible(False)
         for axes, family in zip(panels.flat, families, strict=False):
             # White-box curves are drawn last, above the transferred ones.
+            of_family = dict(list(curve[curve["family"] == family].groupby(["source", "target"], sort=False)))
             for source, target in sorted(product(sources, targets), key=lambda pair: pair[0] == pair[1]):
-                of_line = (curve["family"] == family) & (curve["source"] == source) & (curve["target"] == target)
-                line = curve.loc[of_line].sort_values(by="eps")
+                line = of_family.get((source, target), curve[:0]).sort_values(by="eps")
                 _curve(axes, line, colours[target], markers[source], solid=source == target)
             axes.axhline(1 / class_count, color=MUTED, linestyle=":", linewidth=1.2)
             axes.set(title=_short(family, 40), xlabel="eps")
@@ -243,7 +260,24 @@ def security_curves(curve: pd.DataFrame, *, class_count: int) -> bytes:
         for axes in panels[:, 0]:
             axes.set_ylabel("accuracy")
         _curve_legend(figure, colours, markers, class_count)
+        if left_out:
+            figure.supxlabel(left_out, fontsize=8, color=MUTED)
         return _png(figure)
+
+
+def _told(curve: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The curves to draw, and in a sentence which they are where that is not all."""
+    of_line = ["source", "target", "family"]
+    lines = curve.groupby(of_line, sort=False)["robust_accuracy"].mean().reset_index()
+    if len(lines) <= MAX_CURVES:
+        return curve, ""
+    own = lines[lines["source"] == lines["target"]]
+    kind, chosen = ("white-box curves", own) if len(own) else ("curves", lines)
+    lowest = chosen.groupby("target")["robust_accuracy"].mean().nsmallest(MAX_WHITE_BOX).index
+    kept = chosen[chosen["target"].isin(lowest)].drop(columns="robust_accuracy")[:MAX_CURVES]
+    which = f"the {len(kept)} {kind}" + (" that fall lowest" if len(kept) < len(chosen) else "")
+    shown = curve.merge(kept, on=of_line)
+    return shown, f"{which}, of {len(lines):,} curves in all; the table has them all"
 
 
 def poison_curves(curve: pd.DataFrame) -> bytes:
@@ -372,7 +406,8 @@ def _curve(axes: "Axes", line: pd.DataFrame, colour: str, marker: str, *, solid:
     clean = line[line["eps"] == 0]
     axes.fill_between(line["eps"], line["low"], line["high"], color=colour, alpha=0.14, linewidth=0)
     axes.plot(line["eps"], line["robust_accuracy"], linestyle="-" if solid else (0, (4, 2)), color=colour, zorder=3)
-    axes.plot(attacked["eps"], attacked["robust_accuracy"], marker, color=colour, zorder=4)
+    every = -(-len(attacked) // MAX_MARKERS) or None
+    axes.plot(attacked["eps"], attacked["robust_accuracy"], marker, color=colour, zorder=4, markevery=every)
     axes.plot(clean["eps"], clean["robust_accuracy"], "o", color=colour, mfc="white", ms=7, mew=1.6, zorder=4)
 
 

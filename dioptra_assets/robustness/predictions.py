@@ -1,6 +1,5 @@
 """What a model says of an image set: one row per image."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import DEFAULT_BATCH_SIZE, ImageBatch, ImageSet
+from dioptra_assets.robustness.kept import Kept
 
 # Above this many classes a row of probabilities costs more than everything else in the table together.
 MAX_PROBABILITY_CLASSES = 100
@@ -63,8 +63,7 @@ def logits_of(model: Any, images: np.ndarray) -> np.ndarray:
     return _forward(model)(np.asarray(images, np.float32))
 
 
-@functools.lru_cache(maxsize=8)
-def _forward(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _compiled(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The model on numpy batches, compiled once a model with TensorFlow: `Model.predict` costs 0.1 s a call."""
     import keras
 
@@ -77,6 +76,9 @@ def _forward(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
         call = tf.function(eager, reduce_retracing=True)
     return lambda images: np.asarray(keras.ops.convert_to_numpy(call(keras.ops.convert_to_tensor(images))))
+
+
+_forward = Kept(_compiled, lambda model, _: model)
 
 
 def _check_width(logits: np.ndarray, rows: int, image_set: ImageSet) -> None:

@@ -38,6 +38,14 @@ FIGURE_KINDS = {
 }
 
 
+# What a page can show and still be opened: rows of a table, models with pictures of their own.
+SHOWN_ROWS = 500
+SHOWN_MODELS = 24
+# Rows of the metric table that a JSON document can hold; more lie beside it as Parquet, and the worst stand in it.
+MOST_ROWS = 20_000
+METRICS_FILE = "{}.metrics.parquet"
+
+
 @dataclass(frozen=True)
 class ReportData:
     """What a report shows. All rates are in [0, 1], with the ends of their 95 % interval in `_low` and `_high`.
@@ -52,7 +60,8 @@ class ReportData:
             `threat_model` with `nist_class`, `knowledge`, `goal`, `norm` and `budget`.
         metrics: the metric table: `source`, `attack`, `target`, `defence`, `n`, `seed`, rates such as
             `robust_accuracy` with `robust_accuracy_low` and `_high`, and distances such as `l2_mean`.
-        transfer_matrices: attack key to robust accuracies; rows are sources, columns are targets, NaN is missing.
+        transfer_matrices: attack key to robust accuracies; rows are sources, columns are targets, NaN is missing. Of
+            many attacks those alone that leave the models the least.
         figures: name to PNG. A name is `loss_curves/ARCHITECTURE`, `transfer_matrix/ATTACK`, `security_curves`,
             `confusion_matrix/WHAT`, or free.
         grids: title and PNG of comparison grids.
@@ -114,11 +123,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to print."""
+    """A table ready to print; `note` says which rows are shown where that is not all."""
 
     caption: str
     headings: list[Cell]
     rows: list[list[Cell]]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,8 +164,13 @@ def render_report(data: ReportData) -> str:
     def of_kind(kind: str) -> list[Picture]:
         return [picture for name, picture in pictures.items() if name.split("/")[0] == kind]
 
+    measured = data.metrics["attack"].nunique() if "attack" in data.metrics else 0
     return environment.get_template("report.html.j2").render(
         report=data,
+        shown_rows=SHOWN_ROWS,
+        shown_models=SHOWN_MODELS,
+        metrics_file=next((file for file in data.files if file[0] == METRICS_FILE.format(data.experiment)), None),
+        attacks_of_all=measured if 0 < len(data.transfer_matrices) < measured else 0,
         headlines=headlines,
         # An experiment without evasion attacks has no parts on them; one whose cells are all missing says so.
         evasion=len(data.metrics) > 0 or not data.sections,
@@ -261,8 +276,9 @@ def _attack_group(members: list[Mapping[str, Any]]) -> dict[str, Any]:
             Cell(_plain(attack.get("threat_model", {}).get("budget"))),
             *(Cell(values[name][i], kind="number") for name in varied),
         ]
-        for i, attack in enumerate(members)
+        for i, attack in enumerate(members[:SHOWN_ROWS])
     ]
+    note = f"The first {SHOWN_ROWS} of {len(members):,} configs." if len(members) > SHOWN_ROWS else ""
     model = first.get("threat_model", {})
     return {
         "method": first.get("method", ""),
@@ -273,6 +289,7 @@ def _attack_group(members: list[Mapping[str, Any]]) -> dict[str, Any]:
             f"Attack configs of {first.get('method', '')}",
             [Cell("attack"), Cell("budget"), *(Cell(name, kind="number") for name in varied)],
             rows,
+            note,
         ),
     }
 
@@ -302,7 +319,23 @@ def _table(frame: pd.DataFrame, caption: str, *, shorten: bool = True) -> Table:
     kinds = {c: "number" if c in rates or pd.api.types.is_numeric_dtype(frame[c]) else "text" for c in shown}
     kinds.update({c: "name" for c in (*keys, "set", "asset", "partition") if c in shown})
     headings = [Cell(_label(c), kind=kinds[c]) for c in shown]
-    return Table(caption, headings, [[cell(row, c) for c in shown] for _, row in frame.iterrows()])
+    part, note = _first(frame)
+    return Table(caption, headings, [[cell(row, c) for c in shown] for _, row in part.iterrows()], note)
+
+
+def _first(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of a table that are shown, and which they are."""
+    if len(frame) <= SHOWN_ROWS:
+        return frame, ""
+    if "robust_accuracy" in frame:
+        return lowest(frame), f"The {SHOWN_ROWS} of {len(frame):,} rows with the lowest robust accuracy."
+    return frame[:SHOWN_ROWS], f"The first {SHOWN_ROWS} of {len(frame):,} rows."
+
+
+def lowest(metrics: pd.DataFrame) -> pd.DataFrame:
+    """As many rows of a metric table as are shown: those with the lowest robust accuracy, the worst first."""
+    order = np.argsort(metrics["robust_accuracy"].to_numpy(float), kind="stable")  # what is not known comes last
+    return metrics.iloc[order[:SHOWN_ROWS]]
 
 
 def _matrix_table(attack: str, matrix: pd.DataFrame, metrics: pd.DataFrame) -> Table:

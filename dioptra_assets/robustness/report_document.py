@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from dioptra_assets.robustness.report import ReportData, Section
+from dioptra_assets.robustness.report import MOST_ROWS, ReportData, Section, lowest
 
 FORMAT = 1
 Record = dict[str, Any]
@@ -65,7 +65,10 @@ class ReportDocument(Document):
         description="architecture, parameters, epochs, clean_accuracy with its 95 % interval low to high, data_version"
     )
     attacks: list[AttackDocument]
-    metrics: list[Record] = Field(description="the metric table: one row for each source, attack, target and defence")
+    metrics: list[Record] = Field(
+        description="the metric table: one row for each source, attack, target and defence; of more than"
+        " 20,000 rows the 500 of the lowest robust accuracy, and all beside it in EXPERIMENT.metrics.parquet"
+    )
     sections: dict[str, SectionDocument] = Field(
         description="gates, sanity_checks, defences, backdoors, model_inversion, as far as the experiment has them"
     )
@@ -85,7 +88,7 @@ def report_document(data: ReportData) -> ReportDocument:
         image_sets=_records(data.data),
         models=_records(data.models),
         attacks=[AttackDocument.model_validate(_plain(attack)) for attack in data.attacks],
-        metrics=_records(data.metrics),
+        metrics=_records(data.metrics if len(data.metrics) <= MOST_ROWS else lowest(data.metrics)),
         sections={_name(section): _section(section) for section in data.sections},
         provenance=[ProvenanceDocument.model_validate(row) for row in _records(data.provenance)],
         versions=dict(data.versions),

@@ -14,6 +14,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 import dioptra_assets as da
 from dioptra_assets.assets.report_contents import declaration
+from dioptra_assets.records.croissant import _record, croissant
 from dioptra_assets.records.model_card import FAMILIES
 from dioptra_assets.robustness.architectures import ARCHITECTURES as NETWORKS
 from dioptra_assets.robustness.report_document import schema
@@ -102,6 +103,12 @@ def test_the_croissant_record_is_valid_and_has_the_hash_of_every_file_of_every_s
     }
     assert files == expected
     assert {one["@id"] for one in content["recordSet"]} == SETS | {"classes"}
+
+
+def test_sets_that_are_alike_are_described_as_each_would_be(looking: Lab) -> None:
+    sets = [looking.store.open(cell) for cell in looking.store.cells("tiny") if cell.path in SETS]
+    one_by_one = json.dumps(_record("tiny", "what", sets), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    assert croissant("tiny", "what", sets).decode() == one_by_one
 
 
 def test_what_is_exported_lies_beside_the_page_and_reads_the_sets_themselves(looking: Lab, tmp_path: Path) -> None:

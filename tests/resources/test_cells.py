@@ -523,6 +523,22 @@ def test_cells_lists_what_is_served_below_a_prefix(store: CellStore):
     assert store.cells("nothing") == []
 
 
+def test_a_look_at_many_cells_at_once_finds_what_a_look_at_each_finds(store: CellStore):
+    keys = ["versions", *(f"net_{number}" for number in range(29))]
+    asked = [Cell("digits/model", {"architecture": key}) for key in keys]
+    for cell in asked[:-3]:
+        write(store, "one", cell)
+    for cell, name in zip(asked[1:4], ("CURRENT", "manifest.json", "b.bin"), strict=True):
+        files_of(store, cell)[name].write_bytes(b"{}")
+    files_of(store, asked[4])["CURRENT"].unlink()
+    files_of(store, asked[5])["b.bin"].unlink()
+    there = {asked[0], *asked[6:-3]}
+    assert {cell for cell in asked if store.find(cell)} == there
+    assert store.found(asked) == {cell: store.open(cell) for cell in asked if cell in there}
+    assert set(store.found(asked[:9])) == {asked[0], *asked[6:9]}
+    assert set(store.found([])) == set()
+
+
 def test_listing_names_a_damaged_cell(store: CellStore):
     write(store, "one")
     files_of(store)["CURRENT"].write_bytes(b"\x80\x04")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from resources.cells import Cell, CellStore
-from resources.tables import from_parquet, packed, read_table, table_hash, to_parquet, write_table
+from resources.tables import from_parquet, packed, read_table, read_tables, table_hash, to_parquet, write_table
 from tests.resources.test_cells import snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,18 @@ def test_a_table_is_read_as_it_was_written(store: CellStore):
         == np.stack(example_table()["probabilities"].tolist()).tobytes()
     )
     assert stored.manifest.attributes == {"rows": 4, "seed": 7}
+
+
+@pytest.mark.parametrize("last", [{}, {"defence": [None] * 4, "target_class": None}], ids=["alike", "an empty column"])
+def test_many_tables_are_read_as_one_by_one(store: CellStore, last: dict[str, object]):
+    tables = [example_table().assign(label=number) for number in range(3)]
+    tables[-1] = tables[-1].assign(**last)
+    cells = [Cell(CELL.asset, {**CELL.partition, "attack": f"fgm_{number}"}) for number in range(3)]
+    stored = [write_table(store, cell, table) for cell, table in zip(cells, tables, strict=True)]
+    one_by_one = pd.concat([read_table(one) for one in stored], ignore_index=True)
+    assert table_hash(read_tables(stored)) == table_hash(one_by_one)
+    some = ["defence", "label"]
+    assert table_hash(read_tables(stored, some)[some]) == table_hash(one_by_one[some])
 
 
 def test_writing_a_table_that_was_read_changes_no_byte(store: CellStore):

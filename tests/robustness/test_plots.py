@@ -179,3 +179,23 @@ def test_a_family_without_markers_left_still_gets_one():
 def test_what_cannot_be_drawn_is_refused_with_a_reason(draw, says):
     with pytest.raises(ValueError, match=says):
         draw()
+
+
+def test_of_many_curves_the_lowest_white_box_ones_are_drawn_and_the_picture_says_so():
+    names = [f"net_{number}" for number in range(20)]
+    many = curve(names)
+    lower = many["target"].map({name: number / 100 for number, name in enumerate(names)})
+    many["robust_accuracy"] -= lower
+    shown, said = plots._told(many)
+    assert set(zip(shown["source"], shown["target"], strict=True)) == {(name, name) for name in names[8:]}
+    assert said == "the 24 white-box curves that fall lowest, of 800 curves in all; the table has them all"
+    assert set(shown["family"]) == {"fgm", "pgd"}
+    few = curve(names[:5])
+    assert plots._told(few) == (few, "")
+    assert plots.security_curves(many, class_count=10)[:4] == b"\x89PNG"
+
+
+def test_a_matrix_of_many_models_stays_a_page():
+    names = [f"net_{number}" for number in range(60)]
+    height, width, _ = decoded(plots.transfer_heat_map(matrix(names), title="fgm")).shape
+    assert max(height, width) < 15 * plots.DPI

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dioptra_assets.robustness.report import ReportData, rate, render_report
+from dioptra_assets.robustness.report import ReportData, lowest, rate, render_report
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br"}
@@ -293,3 +293,28 @@ def test_the_page_links_to_the_files_beside_it_and_shows_how_to_make_it_again():
     assert [a for a in page.attributes("a", "href") if not a.startswith("#")] == ["digits.report.json", EVIL]
     assert "seed 7" in page.text and 'dg launch --assets "group:digits"' in page.text
     assert "type: dioptra_assets.experiment.Experiment attributes: seed: 7" in page.text
+
+
+def test_a_page_of_many_rows_shows_the_worst_and_says_where_all_are():
+    names = [f"net_{number}" for number in range(30)]
+    table = metrics(names, ["fgm_0.1", "pgd"])
+    table["robust_accuracy"] = np.linspace(0, 1, len(table))
+    table["robust_accuracy"] = table["robust_accuracy"].mask(table.index == 3)
+    gone = [f"gone/{number}" for number in range(600)]
+    files = [("x.report.json", "JSON"), ("digits.metrics.parquet", "metric table")]
+    data = report_data(experiment="digits", metrics=table, missing=gone, files=files)
+    page = Page(render_report(data))
+    assert f"The 500 of {len(table):,} rows with the lowest robust accuracy. All are in metric table" in page.text
+    assert "and 100 more. All are in JSON" in page.text and "gone/599" not in page.text
+    worst = table.sort_values("robust_accuracy").head(500)
+    pd.testing.assert_frame_equal(lowest(table), worst)
+    assert len(lowest(table.head(2))) == 2
+
+
+def test_a_page_names_the_attacks_that_it_has_no_matrix_of():
+    data = report_data()
+    attack = next(iter(data.transfer_matrices))
+    assert "lowest robust accuracy on average" not in Page(render_report(data)).text
+    cut = report_data(transfer_matrices={attack: data.transfer_matrices[attack]})
+    said = "Of 2 attacks the 1 that leave the models the lowest robust accuracy on average."
+    assert (said in Page(render_report(cut)).text) == (data.metrics["attack"].nunique() == 2)

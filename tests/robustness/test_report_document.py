@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dioptra_assets.robustness.report import ReportData, Section
+from dioptra_assets.robustness.report import MOST_ROWS, SHOWN_ROWS, ReportData, Section
 from dioptra_assets.robustness.report_document import report_document, schema, to_json
 from tests.robustness.test_report import report_data
 
@@ -27,6 +27,16 @@ def test_the_document_holds_the_numbers_of_the_page_and_follows_its_schema():
     assert document["seed"] == document["declaration"]["attributes"]["seed"] == 7
     assert [row["architecture"] for row in document["models"]] == ["le_net", "shallow_net"]
     assert document["versions"] == data.versions and document["commands"] == data.commands
+
+
+def test_of_more_rows_than_a_document_can_hold_the_worst_are_in_it():
+    table = pd.concat([report_data().metrics] * 4000, ignore_index=True)[:MOST_ROWS]
+    table["robust_accuracy"] = np.linspace(1, 0, len(table))
+    assert len(report_document(report_data(metrics=table)).metrics) == len(table)
+    more = pd.concat([table, table[:1]], ignore_index=True)
+    assert [row["robust_accuracy"] for row in read(report_data(metrics=more))["metrics"]] == [
+        *table["robust_accuracy"][: -SHOWN_ROWS - 1 : -1]
+    ]
 
 
 def test_sections_are_named_and_what_is_not_known_is_null():
