@@ -3,6 +3,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def test_a_table_is_read_as_it_was_written(store: CellStore):
 
 
 @pytest.mark.parametrize("last", [{}, {"defence": [None] * 4, "target_class": None}], ids=["alike", "an empty column"])
-def test_many_tables_are_read_as_one_by_one(store: CellStore, last: dict[str, object]):
+def test_many_tables_are_read_as_one_by_one(store: CellStore, last: dict[str, Any]):
     tables = [example_table().assign(label=number) for number in range(3)]
     tables[-1] = tables[-1].assign(**last)
     cells = [Cell(CELL.asset, {**CELL.partition, "attack": f"fgm_{number}"}) for number in range(3)]
