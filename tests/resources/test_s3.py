@@ -120,6 +120,21 @@ def test_cells_are_listed_by_prefix(store: CellStore):
     assert len(store.cells("")) == 3
 
 
+def test_many_cells_are_looked_up_in_one_listing(store: CellStore, monkeypatch: pytest.MonkeyPatch):
+    asked = [Cell("digits/model", {"architecture": f"net_{number}"}) for number in range(25)]
+    for cell in asked[:-3]:
+        write(store, "one", cell)
+    store.put(f"{asked[0].path}/{CURRENT}", b"{}")
+    expected = {cell: store.open(cell) for cell in asked[1:-3]}
+    listed, read = [], []
+    listing, get = CellStore._list, CellStore.get
+    monkeypatch.setattr(CellStore, "_list", lambda self, prefix: [listed.append(prefix), listing(self, prefix)][1])
+    monkeypatch.setattr(CellStore, "get", lambda self, path: [read.append(path), get(self, path)][1])
+    assert store.found(asked) == expected
+    assert listed == ["digits/model"]
+    assert len(read) == 2 * len(expected) + 2, "pointer and manifest of each, and twice the pointer that is damaged"
+
+
 def test_what_a_killed_writer_left_is_tidied_away(store: CellStore):
     first = write(store, "one")
     left = f"{CELL.path}/versions/{version_name(cells.KEEP_SUPERSEDED * 2)}"
