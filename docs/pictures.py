@@ -96,6 +96,8 @@ def _report(page: Page, experiment: str) -> None:
     page.set_viewport_size({"width": 1180, "height": 1350})
     path = da.load(f"{experiment}/report").save(home.home() / "reports" / f"{experiment}.html")
     page.goto(path.as_uri())
+    if experiment == "inversion":
+        page.get_by_role("heading", name="Model inversion").scroll_into_view_if_needed()
     page.screenshot(path=IMAGES / ("report.png" if experiment == "digits" else f"report_{experiment}.png"))
 
 

@@ -138,7 +138,8 @@ def test_celery_makes_the_same_bytes(lab: Lab, broker: str, monkeypatch: pytest.
     assert "celery" in (lab.folder / "worker.log").read_text()
 
 
-@pytest.mark.parametrize("killed", ["the worker", pytest.param("its child", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["the worker", "its child"])
 def test_a_killed_celery_worker_is_noticed_and_the_cell_computed_by_the_next(
     killed: str, lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
