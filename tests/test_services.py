@@ -105,6 +105,8 @@ def test_the_demo_passes_on_postgres_s3_and_an_mlflow_server_and_survives_their_
         found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False).stdout
         for process in found.split():
             os.kill(int(process), signal.SIGKILL)
+    up = run(checkout, "-m", "services", "up")  # waits until what was killed answers again
+    assert up.returncode == 0, up.stdout + up.stderr
     again = run(checkout, "-c", "from dioptra_assets.cli import main; main()", "demo")
     assert "0 cells computed" in again.stdout, again.stdout + again.stderr
     matrix = [line for line in demo.stdout.splitlines() if "fgm" in line]
