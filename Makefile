@@ -34,7 +34,7 @@ demo: setup  ## Train, attack, evaluate and report on handwritten digits.
 	$(BIN)/dioptra-assets demo
 
 ui: setup  ## Open Dagster on http://127.0.0.1:3000.
-	@trap 'kill 0' EXIT INT TERM; $(BIN)/dagster-daemon run -w workspace.yaml & \
+	@trap 'trap "" TERM; trap - EXIT INT; kill 0; wait; exit 0' EXIT INT TERM; $(BIN)/dagster-daemon run -w workspace.yaml & \
 		$(BIN)/python -m dioptra_assets.ui -h 127.0.0.1 -p 3000 -w workspace.yaml
 
 mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registered models.
