@@ -234,9 +234,8 @@ def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[
                 # Around the error of a cell Dagster puts one of its own.
                 reasons[""] = (failure.error.cause or failure.error).message.strip()
         elif event.is_job_failure and event.job_failure_data.error and not reasons:
-            reasons[""] = event.job_failure_data.error.message.split("\n\nStack Trace:")[
-                0
-            ].strip()  # the executor failed, not a step
+            # The executor failed, not a step.
+            reasons[""] = event.job_failure_data.error.message.partition("\n\nStack Trace:")[0].strip()
     return reasons
 
 

@@ -10,14 +10,15 @@ import socket
 import dagster as dg
 import psutil
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 
 # Which process leads a run: host, process id, and when it began, since process ids come again.
 LEADER_TAG = "dioptra_assets/led_by"
 
 
 def leader() -> dict[str, str]:
-    """The tag of a run that this process leads."""
-    return {LEADER_TAG: _identity(psutil.Process(os.getpid()))}
+    """The tags of a run that this process leads: whose it is, and that the daemon leaves trying again to its leader."""
+    return {LEADER_TAG: _identity(psutil.Process(os.getpid())), MAX_RETRIES_TAG: "0"}
 
 
 def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
