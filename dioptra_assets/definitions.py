@@ -4,12 +4,12 @@ import warnings
 from pathlib import Path
 
 import dagster as dg
-import yaml
 
 from dioptra_assets.jobs import entry_point_job
 from dioptra_assets.launch import UnknownExperimentError
 from dioptra_assets.sensors import nightly_job, registered_model_job
-from partitions.experiments import ExperimentSpec, parse_experiment, refuse_repeated_names
+from partitions.experiment_files import check_files, read_attributes
+from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
 from resources.executors import executor
 from resources.store import StoreResource
@@ -29,6 +29,7 @@ def code_location(package: Path) -> dg.Definitions:
 
     By default steps of a run share one process, so a backfill of many cells imports TensorFlow once.
     """
+    check_files(package / "defs")  # before Dagster reads them
     tree = dg.ComponentTree.for_project(path_within_project=package)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -57,8 +58,7 @@ def experiment_spec(name: str, package: Path = Path(__file__).parent) -> Experim
     if not path.is_file():
         known = sorted(folder.parent.name for folder in path.parent.parent.glob("*/defs.yaml"))
         raise UnknownExperimentError(f"there is no experiment {name!r}, there are {', '.join(known)}")
-    refuse_repeated_names(path)
-    return parse_experiment(name, yaml.safe_load(path.read_text("utf-8"))["attributes"])
+    return parse_experiment(name, read_attributes(path))
 
 
 @dg.definitions

@@ -23,7 +23,8 @@ from dioptra_assets.assets.reports import report_assets
 from dioptra_assets.assets.sanity import sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
 from dioptra_assets.sensors import automation_sensor, nightly_schedule, registry_sensor
-from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment, refuse_repeated_names
+from partitions.experiment_files import check_files
+from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment
 
 
 class _Attributes(BaseModel):
@@ -65,7 +66,7 @@ class Experiment(dg.Component):
         Raises:
             ExperimentError: a sentence for each mistake in the file.
         """
-        refuse_repeated_names(context.path / "defs.yaml")
+        check_files(context.path)
         spec = parse_experiment(context.path.name, self.attributes)
         sensors = [registry_sensor(spec)] if spec.watch else []
         if spec.automation:

@@ -9,15 +9,17 @@ from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.configs import ExperimentError, expand, one_of
 
 
-def training_recipes(experiment: str, entries: Mapping[str, Any], source: DataSource) -> dict[str, TrainingRecipe]:
-    """The training recipes of an experiment by architecture key, sweeps expanded.
+def training_recipes(
+    experiment: str, entries: Mapping[str, Any], source: DataSource, limit: int | None = None
+) -> dict[str, TrainingRecipe]:
+    """The training recipes of an experiment by architecture key, sweeps expanded to at most `limit`.
 
     An entry's `architecture` may be left out where its name is one: `le_net: {epochs: 3}`.
 
     Raises:
         ExperimentError: for a wrong entry, and for an architecture that cannot take the images of `source`.
     """
-    recipes = expand(experiment, "architectures", entries, recipe_model)
+    recipes = expand(experiment, "architectures", entries, recipe_model, limit)
     for key, recipe in recipes.items():
         try:
             recipe.check_fits(source.image_shape, source.class_count())

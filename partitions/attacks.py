@@ -22,15 +22,17 @@ METHODS: Mapping[Family, Mapping[str, type[AttackConfig]]] = {
 SECTIONS: Mapping[Family, str] = {"evasion": "attacks", "poisoning": "poisonings", "inversion": "inversions"}
 
 
-def attack_configs(experiment: str, family: Family, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The attack configs of one family of an experiment by attack key, sweeps expanded.
+def attack_configs(
+    experiment: str, family: Family, entries: Mapping[str, Any], limit: int | None = None
+) -> dict[str, Any]:
+    """The attack configs of one family of an experiment by attack key, sweeps expanded to at most `limit`.
 
     An entry's `method` may be left out where its name is one: `fgm: {eps: 0.3}`.
 
     Raises:
         ExperimentError: naming experiment, entry, field, value and what is allowed.
     """
-    return expand(experiment, SECTIONS[family], entries, by_method(METHODS[family]))
+    return expand(experiment, SECTIONS[family], entries, by_method(METHODS[family]), limit)
 
 
 def attack_document(attack: BaseModel) -> dict[str, Any]:

@@ -7,8 +7,9 @@ with the value in the key (`fgm` with `eps: [0.1, 0.3]` gives `fgm_0.1` and `fgm
 import hashlib
 import itertools
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -28,6 +29,7 @@ def expand(
     section: str,
     entries: Mapping[str, Any],
     model_of: Callable[[str, dict[str, Any]], tuple[type[Config], dict[str, Any]]],
+    limit: int | None = None,
 ) -> dict[str, Config]:
     """Partition key -> typed config, for every entry of a section and every value of its sweeps.
 
@@ -37,6 +39,7 @@ def expand(
         entries: entry name -> parameters, as read from YAML.
         model_of: from an entry's name and parameters, the type of its config and the parameters with defaults that the
             name implies; raises ValueError where there is none.
+        limit: the most configs that a section may come to; None for any number.
 
     Raises:
         ExperimentError: naming experiment, entry, field, value and what is allowed.
@@ -53,6 +56,7 @@ def expand(
                 raise ExperimentError(
                     f"{where}, field {name!r}: an empty list is not allowed, give one value or several"
                 )
+        refuse_more_cells(where, len(configs) + math.prod(len(given[name]) for name in swept), limit)
         for values in itertools.product(*(given[name] for name in swept)):
             key = "_".join([str(entry), *(key_text(value) for value in values)])
             if not is_key(key):
@@ -71,6 +75,19 @@ def expand(
     return configs
 
 
+def refuse_more_cells(where: str, cells: int, limit: int | None) -> None:
+    """Refuse a sweep that comes to more cells than an experiment takes, before any of them is made.
+
+    Raises:
+        ExperimentError: naming the number, the limit and the field that raises it.
+    """
+    if limit is not None and cells > limit:
+        raise ExperimentError(
+            f"{where}: {cells:,} cells are not allowed, at most {limit:,}; sweep over fewer values, or"
+            " raise the field 'cell_limit' of the experiment"
+        )
+
+
 def validate(model: type[Config], values: Mapping[str, Any], where: str, within: str = "") -> Config:
     """A typed config.
 
@@ -84,10 +101,31 @@ def validate(model: type[Config], values: Mapping[str, Any], where: str, within:
         ExperimentError: one sentence for each mistake: where, field, value and what is allowed.
     """
     try:
-        return model.model_validate(values)
+        config = model.model_validate(values)
     except ValidationError as error:
         mistakes = [_sentence(mistake, where, within, model) for mistake in error.errors(include_url=False)]
         raise ExperimentError("\n".join(mistakes)) from error
+    if mixed := [
+        f"{where}, field {path!r}: {value!r} is not allowed, it must be {allowed}"
+        for path, value, allowed in _mixed_up(values, config, within)
+    ]:
+        raise ExperimentError("\n".join(mixed))
+    return config
+
+
+def _mixed_up(given: Any, read: Any, path: str) -> Iterator[tuple[str, Any, str]]:
+    """Truth values that were read as numbers, and the other way round: pydantic takes `true` for 1.0."""
+    if isinstance(given, Mapping):
+        fields = read if isinstance(read, Mapping) else {name: getattr(read, str(name), None) for name in given}
+        for name, value in given.items():
+            yield from _mixed_up(value, fields.get(name), f"{path}.{name}" if path else str(name))
+    elif isinstance(given, list | tuple) and isinstance(read, list | tuple):
+        for place, pair in enumerate(zip(given, read, strict=False)):
+            yield from _mixed_up(*pair, f"{path}.{place}")
+    elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        yield path, given, "a number"
+    elif isinstance(read, bool) and isinstance(given, int | float) and not isinstance(given, bool):
+        yield path, given, "true or false"
 
 
 def one_of(names: Iterable[str]) -> str:

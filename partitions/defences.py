@@ -9,8 +9,8 @@ from partitions.attacks import by_method
 from partitions.configs import ExperimentError, expand
 
 
-def defence_configs(experiment: str, entries: Mapping[str, Any]) -> dict[str, Defence]:
-    """The preprocessing defences of an experiment by name, sweeps expanded.
+def defence_configs(experiment: str, entries: Mapping[str, Any], limit: int | None = None) -> dict[str, Defence]:
+    """The preprocessing defences of an experiment by name, sweeps expanded to at most `limit`.
 
     A defence's name is part of the names of its assets, `defended_set/NAME`, so it takes fewer characters than a
     partition key.
@@ -18,7 +18,7 @@ def defence_configs(experiment: str, entries: Mapping[str, Any]) -> dict[str, De
     Raises:
         ExperimentError: naming experiment, entry, field, value and what is allowed.
     """
-    defences = expand(experiment, "defences", entries, by_method(DEFENCES))
+    defences = expand(experiment, "defences", entries, by_method(DEFENCES), limit)
     for name, defence in defences.items():
         where = f"experiment {experiment!r}, defences entry {name!r}"
         if not re.fullmatch("[A-Za-z0-9_]{1,60}", name) or name == "none":

@@ -1,13 +1,12 @@
 """An experiment: what a YAML file declares, typed and checked as a whole."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dioptra_assets.robustness.attacks import Attack
@@ -20,7 +19,7 @@ from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.architectures import recipe_model, training_recipes
 from partitions.attacks import METHODS, SECTIONS, Family, attack_configs, by_method
-from partitions.configs import ExperimentError, one_of, validate
+from partitions.configs import ExperimentError, one_of, refuse_more_cells, validate
 from partitions.defences import defence_configs
 from partitions.dynamic_keys import KeyedConfigs
 from partitions.gates import gate_rules
@@ -90,6 +89,8 @@ class ExperimentFile(BaseModel):
         log_sets: also log every adversarial and inverted set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
         dynamic: nothing is declared: architectures, attacks and defences come as jobs ask for them, and each key
             carries its config, `fgm@eps=0.3@norm=2`.
+        cell_limit: the most cells that one kind of asset may come to (architectures x attacks x defences): a slip in a
+            sweep is refused before anything is made of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,6 +112,7 @@ class ExperimentFile(BaseModel):
     sanity: Literal["warn", "block"] = "warn"
     log_sets: bool = False
     dynamic: bool = False
+    cell_limit: int = Field(default=25_000, ge=1, le=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -189,17 +191,22 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
     _check_declared(file, where)
     if file.dynamic:
         return _dynamic(name, file, source)
-    architectures = training_recipes(name, file.architectures, source)
+    architectures = training_recipes(name, file.architectures, source, file.cell_limit)
     families: dict[Family, dict[str, Any]] = {
-        family: attack_configs(name, family, getattr(file, section)) for family, section in SECTIONS.items()
+        family: attack_configs(name, family, getattr(file, section), file.cell_limit)
+        for family, section in SECTIONS.items()
     }
+    defences = defence_configs(name, file.defences, file.cell_limit)
+    for family, attacks in families.items():
+        sizes = {"architectures": len(architectures), SECTIONS[family]: len(attacks), "defences": len(defences)}
+        crossed = " x ".join(f"{size:,} {section}" for section, size in sizes.items() if size)
+        refuse_more_cells(f"{where}, {crossed}", math.prod(filter(None, sizes.values())), file.cell_limit)
     for family, attacks in families.items():
         for key, attack in attacks.items():
             try:
                 check_attack(attack, source, architectures)
             except ValueError as error:
                 raise ExperimentError(f"{where}, {SECTIONS[family]} entry {key!r}: {error}") from error
-    defences = defence_configs(name, file.defences)
     return ExperimentSpec(
         name=name,
         description=file.description,
@@ -288,33 +295,3 @@ def _data_source(values: Mapping[str, Any], where: str) -> DataSource:
         given = f"{name!r} is not allowed" if "source" in values else "a value is required"
         raise ExperimentError(f"{where}, field 'data.source': {given}, {one_of(SOURCES)}")
     return validate(SOURCES[name], values, where, within="data")
-
-
-def refuse_repeated_names(path: Path) -> None:
-    """Refuse a YAML file in which one mapping holds a name twice: YAML readers keep the last and say nothing.
-
-    Raises:
-        ExperimentError: naming file, line and name.
-    """
-    pending: list[yaml.Node] = [node for node in yaml.compose_all(path.read_text("utf-8"), yaml.SafeLoader) if node]
-    visited: set[int] = set()  # an alias leads to one node many times, or round in a circle
-    while pending:
-        node = pending.pop()
-        if id(node) in visited:
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            pending.extend(node.value)
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                pending.append(value)
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise ExperimentError(
-                        f"experiment {path.parent.name!r}: the name {key.value!r} is given twice in {path.name}, again"
-                        f" in line {line}; each entry and field needs a name of its own"
-                    )
-                seen.add(key.value)

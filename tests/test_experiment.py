@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,26 @@ def test_a_name_given_twice_in_the_yaml_is_refused_with_its_line(project: Lab) -
         f"experiment 'tiny': the name 'weak' is given twice in defs.yaml, again in line {second}; each entry and field"
         " needs a name of its own"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("attributes:\n\tseed: 1\n", "a tab is not allowed here"),
+        ("attributes: !!python/object/apply:os.system ['exit 1']\n", "the tag '!!python/object/apply:os.system'"),
+        (
+            "a0: &a0 {x: 1}\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)),
+            "the file stands for more than 50,000 values",
+        ),
+    ],
+)
+def test_dagster_is_not_given_a_file_that_is_no_plain_yaml(project: Lab, text: str, fault: str) -> None:
+    project.write_text(text)
+    begun = time.perf_counter()
+    sentence, _ = refusal(project)
+    assert time.perf_counter() - begun < 5, "the code location itself loads in two"
+    assert fault in sentence
+    assert "\n" not in sentence
 
 
 def test_every_mistake_is_said_at_once(project: Lab) -> None:

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import yaml
 from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.attacks import ATTACKS, FastGradientMethod
 from partitions.configs import ExperimentError, one_of
-from partitions.experiments import SOURCES, ExperimentFile, parse_experiment, refuse_repeated_names
+from partitions.experiment_files import check_file, read_attributes
+from partitions.experiments import SOURCES, ExperimentFile, parse_experiment
 
 SHIPPED = sorted((Path(__file__).parents[2] / "dioptra_assets" / "defs").glob("*/defs.yaml"))
 
@@ -32,8 +34,8 @@ def parse(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_the_experiments_shipped_are_right(path: Path):
-    refuse_repeated_names(path)
-    spec = parse_experiment(path.parent.name, yaml.safe_load(path.read_text("utf-8"))["attributes"])
+    check_file(path)
+    spec = parse_experiment(path.parent.name, read_attributes(path))
     assert spec.architectures
     assert spec.attacks or spec.poisonings or spec.inversions
 
@@ -235,50 +237,75 @@ def test_the_folder_of_an_experiment_must_be_a_name_that_a_group_of_assets_can_h
     )
 
 
-# ---- names given twice ---------------------------------------------------------------------------------------------
-
-
-def file(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "digits" / "defs.yaml"
-    path.parent.mkdir()
-    path.write_text(text, "utf-8")
-    return path
+# ---- what is no number, and what is too many -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "line"),
+    ("changes", "message"),
     [
-        ("attributes:\n  attacks:\n    fgm: {eps: 0.1}\n    fgm: {eps: 0.3}\n", "fgm", 4),
-        ("attributes:\n  attacks:\n    fgm: {eps: 0.1, eps: 0.3}\n", "eps", 3),
-        ("attributes:\n  seed: 1\n  data: {source: digits}\n  seed: 2\n", "seed", 4),
-        ("attributes: {}\n---\nattributes:\n  owners:\n  - {a: 1, 'a': 2}\n", "a", 5),
-        ("attributes:\n  architectures: {grün: {}, grün: {}}\n", "grün", 2),
+        (
+            {"attacks": {"fgm": {"eps": True}}},
+            "attacks entry 'fgm', field 'eps': True is not allowed, it must be a number",
+        ),
+        (
+            {"attacks": {"fgm": {"eps": [0.1, True]}}},
+            "attacks entry 'fgm', field 'eps': True is not allowed, it must be a number",
+        ),
+        (
+            {"attacks": {"fgm": {"eps": 0.1, "batch_size": True}}},
+            "attacks entry 'fgm', field 'batch_size': True is not allowed, it must be a valid integer",
+        ),
+        (
+            {"attacks": {"fgm": {"eps": 0.1, "targeted": 1}}},
+            "attacks entry 'fgm', field 'targeted': 1 is not allowed, it must be true or false",
+        ),
+        (
+            {"architectures": {"le_net": {"madry": {"eps": True}}}},
+            "architectures entry 'le_net', field 'madry.eps': True is not allowed, it must be a number",
+        ),
+        (
+            {"architectures": {"le_net": {"batch_size": 1.5}}},
+            "architectures entry 'le_net', field 'batch_size': 1.5 is not allowed, it must be a valid integer, got a"
+            " number with a fractional part",
+        ),
     ],
 )
-def test_a_name_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, name: str, line: int):
+def test_a_truth_value_is_no_number_and_a_number_no_truth_value(changes: dict[str, Any], message: str):
     with pytest.raises(ExperimentError) as caught:
-        refuse_repeated_names(file(tmp_path, text))
+        parse(**changes)
+    assert str(caught.value) == f"experiment 'digits', {message}"
+
+
+def test_truth_values_are_no_numbers_in_lists_and_in_the_data():
+    with pytest.raises(ExperimentError, match=r"field 'data\.image_size\.0': True is not allowed, it must be a number"):
+        parse(data={"source": "digits", "image_size": [True, 28]})
+    with pytest.raises(ExperimentError, match="field 'seed': True is not allowed, it must be a number"):
+        parse(seed=True)
+    with pytest.raises(ExperimentError, match="field 'automation': 1 is not allowed, it must be true or false"):
+        parse(automation=1)
+
+
+def test_numbers_that_yaml_leaves_as_text_are_read():
+    assert parse(attacks={"fgm": {"eps": "1e-3"}}).attacks["fgm"].eps == 0.001
+
+
+def test_a_sweep_of_a_million_cells_is_refused_before_it_is_made():
+    values = [round(0.0001 * n, 4) for n in range(1, 1001)]
+    begun = time.perf_counter()
+    with pytest.raises(ExperimentError) as caught:
+        parse(attacks={"fgm": {"eps": values, "eps_step": values}})
+    assert time.perf_counter() - begun < 1
     assert str(caught.value) == (
-        f"experiment 'digits': the name '{name}' is given twice in defs.yaml, again in line {line}; each entry and"
-        " field needs a name of its own"
+        "experiment 'digits', attacks entry 'fgm': 1,000,000 cells are not allowed, at most 25,000; sweep over fewer"
+        " values, or raise the field 'cell_limit' of the experiment"
     )
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        GOOD,
-        "",
-        "a: {eps: 1}\nb: {eps: 1}\n",
-        "base: &base {eps: 1}\na: *base\nb: *base\n",
-        "circle: &circle [*circle]\n",
-        "? {a: 1}\n: 2\n? [b]\n: 3\n",
-    ],
-)
-def test_a_file_in_which_no_mapping_repeats_a_name_passes(tmp_path: Path, text: str):
-    refuse_repeated_names(file(tmp_path, text))
-
-
-def test_aliases_within_aliases_cost_no_time(tmp_path: Path):
-    lines = ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    refuse_repeated_names(file(tmp_path, "\n".join(lines)))
+def test_architectures_and_attacks_and_defences_count_together_and_the_limit_can_be_raised():
+    many = {"fgm": {"eps": [0.1, 0.2, 0.3, 0.4]}}
+    with pytest.raises(ExperimentError) as caught:
+        parse(attacks=many, defences={"jpeg_compression": {}}, cell_limit=7)
+    assert str(caught.value).startswith(
+        "experiment 'digits', 2 architectures x 4 attacks x 1 defences: 8 cells are not allowed"
+    )
+    assert len(parse(attacks=many, defences={"jpeg_compression": {}}, cell_limit=8).attacks) == 4
