@@ -15,6 +15,8 @@ JOBS ?= 2
 # One home for Dagster's state, the asset store and MLflow: this folder, unless you set another.
 export DAGSTER_HOME ?= $(CURDIR)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+UI_PORT ?= 3000
+MLFLOW_PORT ?= 5000
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
@@ -33,13 +35,14 @@ setup: .venv/.installed
 demo: setup  ## Train, attack, evaluate and report on handwritten digits.
 	$(BIN)/dioptra-assets demo
 
-ui: setup  ## Open Dagster on http://127.0.0.1:3000.
+ui: setup  ## Open Dagster on http://127.0.0.1:3000. Another port: make ui UI_PORT=3001
 	@trap 'trap "" TERM; trap - EXIT INT; kill 0; wait; exit 0' EXIT INT TERM; $(BIN)/dagster-daemon run -w workspace.yaml & \
-		$(BIN)/python -m dioptra_assets.ui -h 127.0.0.1 -p 3000 -w workspace.yaml
+		$(BIN)/python -m dioptra_assets.ui -h 127.0.0.1 -p $(UI_PORT) -w workspace.yaml
 
-mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registered models.
-	MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
-		--allowed-hosts 127.0.0.1:5000,localhost:5000 --backend-store-uri sqlite:///$(DAGSTER_HOME)/mlflow/mlflow.db \
+mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registered models. Another port: MLFLOW_PORT=5001
+	MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server \
+		--app-name dioptra_assets --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+		--allowed-hosts 127.0.0.1:$(MLFLOW_PORT),localhost:$(MLFLOW_PORT) --backend-store-uri sqlite:///$(DAGSTER_HOME)/mlflow/mlflow.db \
 		--artifacts-destination $(DAGSTER_HOME)/mlflow/artifacts
 
 worker: setup  ## Start a Celery worker for steps on a GPU and all others; one a GPU.

@@ -20,6 +20,7 @@ from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
 from resources.executors import cells_per_run, engine
+from resources.user import user_name, user_tags
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -186,7 +187,7 @@ def _execute(
     job: dg.JobDefinition, key: dg.AssetKey, *, instance: dg.DagsterInstance, tags: dict[str, str], module: str
 ) -> dg.ExecuteInProcessResult | dg.JobExecutionResult:
     """One run of one asset: in this process, or led by it while the executor that was chosen does the work."""
-    tags = tags | leader()
+    tags = tags | leader() | user_tags(user_name())
     if engine() == "in_process":
         return job.execute_in_process(
             run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False

@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 
 from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters
 from resources import home
+from resources.user import USER_HEADER, user_name, user_tags
 
 # Where Dagster's web server answers; without it jobs run in this process.
 SERVER_VARIABLE = "DIOPTRA_ASSETS_SERVER"
+# What a server that has a token wants to see of who launches.
+TOKEN_VARIABLE = "DIOPTRA_ASSETS_UI_TOKEN"
 LOCATION = "dioptra_assets"
 Status = Literal["queued", "started", "finished", "failed"]
 STATUSES: dict[str, Status] = {
@@ -129,7 +132,7 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
                 run_config={**_run_config(config), **QUIET},
                 instance=instance,
                 raise_on_error=False,
-                tags={ENTRY_POINT_TAG: entry_point},
+                tags={ENTRY_POINT_TAG: entry_point, **user_tags(user_name())},
             )
         )
     job = get_job_by_id(result.run_id)
@@ -154,10 +157,20 @@ def _graphql(server: str) -> Any:
     parts = urlsplit(server)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ServerError(f"{SERVER_VARIABLE} is {server!r}: write http://HOST:PORT")
+    token = os.environ.get(TOKEN_VARIABLE)
+    headers = {"Authorization": f"Bearer {token}", USER_HEADER: user_name()} if token else None
     try:
-        return DagsterGraphQLClient(parts.hostname, port_number=parts.port, use_https=parts.scheme == "https")
+        return DagsterGraphQLClient(
+            parts.hostname, port_number=parts.port, use_https=parts.scheme == "https", headers=headers
+        )
     except Exception as error:
         raise ServerError(f"Dagster's server {server} does not answer: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the server said, without the query that Dagster's client puts before it."""
+    said = getattr(error.__cause__, "errors", None)
+    return "; ".join(str(one.get("message", one)) for one in said) if said else str(error)
 
 
 def _submitted(server: str, entry_point: str, config: dict[str, Any]) -> Job:
@@ -173,7 +186,7 @@ def _submitted(server: str, entry_point: str, config: dict[str, Any]) -> Job:
     except ServerError:
         raise
     except Exception as error:
-        raise ServerError(f"Dagster's server {server} refused the job {entry_point}: {error}") from error
+        raise ServerError(f"Dagster's server {server} refused the job {entry_point}: {_reason(error)}") from error
     return Job(job_id, entry_point, "queued")
 
 
@@ -182,7 +195,9 @@ def _asked(server: str, job_id: str) -> tuple[str, dict[str, str]]:
     try:
         found = client._execute(_RUN_QUERY, {"id": job_id})["runOrError"]
     except Exception as error:
-        raise ServerError(f"Dagster's server {server} did not say what became of job {job_id}: {error}") from error
+        raise ServerError(
+            f"Dagster's server {server} did not say what became of job {job_id}: {_reason(error)}"
+        ) from error
     if found["__typename"] != "Run":
         raise LookupError(f"there is no job {job_id!r} on {server}")
     return found["status"], {tag["key"]: tag["value"] for tag in found["tags"]}

@@ -1,76 +1,134 @@
 """Dagster's web server behind a guard: `python -m dioptra_assets.ui -h 127.0.0.1 -p 3000 -w workspace.yaml`.
 
 By itself it starts runs for whoever asks, whatever Host and Origin a request names and by GET as well, so that any page
-open in a browser on this machine could; and it shows any notebook file of the machine. Guarded, it answers requests
-that name its own address alone (`DIOPTRA_ASSETS_UI_HOSTS=name:port,...` for a proxy), and takes GraphQL as JSON alone.
+open in a browser on this machine could; and it shows any notebook file of the machine. It takes Dagster's own options,
+and from the environment
+
+| setting | meaning | default |
+|---|---|---|
+| `DIOPTRA_ASSETS_UI_TOKEN` | who holds it may launch; all others look | none: everyone on this machine may |
+| `DIOPTRA_ASSETS_UI_VIEWERS` | `nobody`: without the token there is nothing to see | `everybody` |
+| `DIOPTRA_ASSETS_UI_HOSTS` | names it is reached by beside this machine's: `name:port,https://name` | none |
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
-from starlette.datastructures import Headers
+from dagster._core.workspace.context import WorkspaceRequestContext
+from dagster_webserver import app as dagster_app
+from dagster_webserver.cli import main as serve
+from dagster_webserver.webserver import DagsterWebserver
+from graphene import Schema
+from graphql import GraphQLError
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import HTTPConnection
 
+from dioptra_assets.guard import Guard, Visitor, token_of
+from dioptra_assets.submit import TOKEN_VARIABLE
+from resources.executors import SettingError
+from resources.user import USER_TAG, user_name, user_tags
+
+VIEWERS_VARIABLE = "DIOPTRA_ASSETS_UI_VIEWERS"
 HOSTS_VARIABLE = "DIOPTRA_ASSETS_UI_HOSTS"
+# What the pages themselves send, whoever looks at them; it changes nothing of anybody's.
+HARMLESS = ("logTelemetry", "setNuxSeen")
 
 
-class Guard:
-    """Refuses, with 403 and a sentence, what no page of this server sends."""
+class VisitorContext(WorkspaceRequestContext):
+    """A request of somebody: Dagster asks it what they may, and shows its buttons accordingly."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        self._app = app
-        self._hosts = frozenset(hosts)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request or pass it on."""
-        if scope["type"] in ("http", "websocket") and (reason := self._reason(scope)):
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008, "reason": reason})
-            else:
-                await PlainTextResponse(f"refused: {reason}\n", 403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _reason(self, scope: Scope) -> str:
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if host not in self._hosts:
-            return f"this server is {' or '.join(sorted(self._hosts))}; {HOSTS_VARIABLE} names others"
-        if origin is not None and origin.split("://", 1)[-1] not in self._hosts:
-            return "a page of another origin"
-        path = scope["path"].rstrip("/")
-        if path == "/notebook":
-            return "no notebooks are shown here"
-        if scope["type"] == "http" and path == "/graphql":
-            if scope["method"] == "GET" and b"query" in scope["query_string"]:
-                return "GraphQL is taken by POST"
-            if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0] != "application/json":
-                return "GraphQL is taken as application/json"
-        return ""
+    visitor: Visitor
 
 
-def allowed_hosts(arguments: Sequence[str]) -> list[str]:
-    """The values of `Host` that are answered: this machine's names at the port, and those of the setting."""
-    port = next((arguments[at + 1] for at, word in enumerate(arguments[:-1]) if word in ("-p", "--port")), "3000")
-    named = [host.strip() for host in os.environ.get(HOSTS_VARIABLE, "").split(",") if host.strip()]
-    return [f"127.0.0.1:{port}", f"localhost:{port}", *named]
+class GuardedWebserver(DagsterWebserver):
+    """Dagster's web server, which knows who asks."""
+
+    def build_middleware(self) -> list[Middleware]:
+        """The guard stands before everything."""
+        return [Middleware(Guard, **guard_settings()), *super().build_middleware()]
+
+    def build_graphql_schema(self) -> Schema:
+        """Dagster's, with each mutation asking who launches."""
+        schema = super().build_graphql_schema()
+        mutations = schema.graphql_schema.mutation_type
+        assert mutations is not None
+        for name, field in mutations.fields.items():
+            assert field.resolve is not None
+            field.resolve = _asked_by_somebody(name, field.resolve)
+        return schema
+
+    def _make_request_context(self, conn: HTTPConnection) -> WorkspaceRequestContext:
+        plain = super()._make_request_context(conn)
+        visitor: Visitor = conn.scope["visitor"]
+        context = VisitorContext(
+            instance=plain.instance,
+            current_workspace=plain.get_current_workspace(),
+            process_context=plain.process_context,
+            version=plain.version,
+            source=plain.source,
+            read_only=plain.read_only or not visitor.may_launch,
+        )
+        context.visitor = visitor
+        return context
+
+
+def _asked_by_somebody(name: str, resolve: Callable[..., Any]) -> Callable[..., Any]:
+    """A mutation that viewers are refused, and that writes who launched into the tags of what it launches."""
+
+    def asked(root: Any, info: Any, **arguments: Any) -> Any:
+        visitor: Visitor = info.context.visitor
+        if not visitor.may_launch and name not in HARMLESS:
+            raise GraphQLError(f"{name}: viewers may look; to change anything takes the token of this server")
+        sign(arguments, user_tags(visitor.user))
+        return resolve(root, info, **arguments)
+
+    return asked
+
+
+def sign(arguments: dict[str, Any], tags: dict[str, str]) -> None:
+    """Put tags in the place of those that a request brought, wherever a mutation takes tags of runs."""
+    for params in (arguments.get("executionParams"), *(arguments.get("executionParamsList") or ())):
+        if params:
+            metadata = params.get("executionMetadata") or {}
+            params["executionMetadata"] = metadata | {"tags": _signed(metadata.get("tags"), tags)}
+    if again := arguments.get("reexecutionParams"):
+        again["extraTags"] = _signed(again.get("extraTags"), tags)
+    if backfill := arguments.get("backfillParams"):
+        backfill["tags"] = _signed(backfill.get("tags"), tags)
+
+
+def _signed(given: Any, tags: dict[str, str]) -> list[dict[str, str]]:
+    kept = [tag for tag in given or () if tag["key"] != USER_TAG]
+    return [*kept, *({"key": key, "value": value} for key, value in tags.items())]
+
+
+def guard_settings() -> dict[str, Any]:
+    """What the environment says about who is answered.
+
+    Raises:
+        SettingError: when a setting has a value that is not allowed.
+    """
+    viewers = os.environ.get(VIEWERS_VARIABLE) or "everybody"
+    if viewers not in ("everybody", "nobody"):
+        raise SettingError(f"{VIEWERS_VARIABLE}={viewers} is not allowed, it must be everybody or nobody")
+    return {
+        "hosts": [host.strip() for host in os.environ.get(HOSTS_VARIABLE, "").split(",") if host.strip()],
+        "token": token_of(TOKEN_VARIABLE),
+        "open_to_all": viewers == "everybody",
+        "user": user_name(),
+        "refuses": lambda path: "no notebooks are shown here" if path.endswith("/notebook") else "",
+    }
 
 
 def main() -> None:
     """Start Dagster's web server, guarded, with its own command line."""
-    from dagster_webserver.cli import main as serve
-    from dagster_webserver.webserver import DagsterWebserver
-
-    unguarded = DagsterWebserver.build_middleware
-    hosts = allowed_hosts(sys.argv[1:])
-
-    def build_middleware(self: DagsterWebserver) -> list[Middleware]:
-        return [Middleware(Guard, hosts=hosts), *unguarded(self)]
-
-    DagsterWebserver.build_middleware = build_middleware  # it has no setting for this
+    try:
+        guard_settings()
+    except SettingError as error:
+        sys.exit(str(error))
+    dagster_app.DagsterWebserver = GuardedWebserver  # pyright: ignore[reportPrivateImportUsage]  # no setting
     serve()
 
 

@@ -3,13 +3,7 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +11,8 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 import dioptra_assets as da
-from tests.conftest import SETTINGS, Lab
+from tests.conftest import Lab
+from tests.servers import answer, dagster_ui
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PIPELINE = ["training_set", "model", "adversarial_set", "evasion_examples", "evasion_metrics", "report"]
@@ -31,26 +26,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server(finished: Lab) -> Iterator[str]:
     """A Dagster web server on the finished experiment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dioptra_assets.ui", "-h", "127.0.0.1", "-p", str(port)]
-    command += ["-m", f"{finished.module}.definitions", "-d", str(finished.folder)]
-    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    environment["DAGSTER_HOME"] = str(finished.home)
-    process = subprocess.Popen(command, env=environment, cwd=finished.folder)  # Dagster reads the .env where it stands
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{url}/server_info", timeout=5)
-                break
-            except (urllib.error.URLError, TimeoutError):
-                time.sleep(0.5)
+    with dagster_ui(finished) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +79,6 @@ def test_the_report_fits_its_window_and_loads_nothing(looking: Lab, page: Page, 
 
 
 LAUNCH = "mutation { reloadWorkspace { __typename } }"
-
-
-def answer(url: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, named), timeout=30) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def test_the_ui_does_nothing_for_pages_of_strangers(server: str) -> None:
