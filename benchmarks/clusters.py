@@ -37,8 +37,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def redis() -> Iterator[str]:
-    """A Redis server that keeps nothing; gives its URL.
+def redis(port: int = 0, folder: Path | None = None) -> Iterator[str]:
+    """A Redis server; gives its URL. It keeps nothing, or what it is told in a folder.
 
     Raises:
         FileNotFoundError: where no `redis-server` is installed.
@@ -46,8 +46,11 @@ def redis() -> Iterator[str]:
     server = shutil.which("redis-server")
     if server is None:
         raise FileNotFoundError("there is no redis-server on this machine")
-    port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    port = port or free_port()
+    kept = (
+        ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always"] if folder else ["--appendonly", "no"]
+    )
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", *kept]
     process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
     try:
         _wait(port, "redis-server")

@@ -193,6 +193,16 @@ def _explain(name: str) -> None:
         console.print(Padding(escape(meaning), (0, 0, 0, 4)))
 
 
+@app.command()
+def worker(
+    gpus: Annotated[str, typer.Option(help="`all`, `none`, or which: one worker for each.")] = "all",
+) -> None:
+    """Start the Celery workers of this machine, for the queues `gpu` and `dagster`; Ctrl-C ends them."""
+    from resources import workers
+
+    raise typer.Exit(workers.serve(workers.worker_commands(workers.chosen_gpus(gpus))))
+
+
 def main() -> None:
     """The entry point: an expected failure is one line, not a traceback."""
     from partitions.configs import ExperimentError

@@ -1,7 +1,8 @@
 """Dagster's Celery executor, made to notice when a worker dies. Imported only where Celery was chosen.
 
 Celery hands a task out once and forgets it: when the machine it went to dies, whoever asked waits for ever. Here a task
-that was begun, and that no worker knows of any more, ends as lost; the run fails and Dagster retries it.
+that was begun, and that no worker knows of any more, ends as lost; the run fails and Dagster retries it. A broker that
+is away for a moment is waited for: the worker goes on with its step meanwhile, and the broker keeps its answer.
 """
 
 import time
@@ -17,11 +18,17 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster_celery.core_execution_loop import core_celery_execution_loop
 from dagster_celery.executor import CELERY_CONFIG, CeleryExecutor, _submit_task
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 # Workers are asked so often, and given up after so many answers in a row that did not name the task.
 ASK_SECONDS = 5.0
 ANSWER_SECONDS = 2.0
 SILENCES = 4
+# A broker that does not answer is asked so often, and given up after so long.
+AWAY_PAUSE_SECONDS = 2.0
+AWAY_SECONDS = 300.0
+AWAY = (RedisError, OperationalError, OSError)
 
 
 class WatchedTask:
@@ -33,9 +40,27 @@ class WatchedTask:
         self._silences = 0
         self._warned = 0.0
         self._lost = ""
+        self._away_since: float | None = None
 
     def ready(self) -> bool:
         """Whether the task has ended, one way or the other."""
+        try:
+            ended = self._ready()
+        except (*AWAY, RuntimeError) as error:  # the last is Celery's own, after retries of its own
+            self._note_away(error)
+            return bool(self._lost)
+        if self._away_since is not None:
+            self._away_since, self._silences = None, 0  # nobody could be asked meanwhile
+        return ended
+
+    def _note_away(self, error: Exception) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self._warn(f"the broker of Celery does not answer, it is waited for {AWAY_SECONDS:.0f} s: {error}")
+        elif time.monotonic() - self._away_since > AWAY_SECONDS:
+            self._lost = f"the broker of Celery has not answered for {AWAY_SECONDS:.0f} s: {error}"
+
+    def _ready(self) -> bool:
         if self._result.ready():
             return True
         if not self._lost and time.monotonic() - self._asked >= ASK_SECONDS:
@@ -71,6 +96,23 @@ class WatchedTask:
                 self._warned = time.monotonic()
 
 
+def patiently(ask: Callable[[], Any], warn: Callable[[str], None]) -> Any:
+    """What the broker gives, which is asked again while it is away.
+
+    Raises:
+        Exception: what it raised at last, after `AWAY_SECONDS`.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except AWAY as error:
+            if time.monotonic() - since > AWAY_SECONDS:
+                raise
+            warn(f"the broker of Celery does not answer, it is asked again: {error}")
+            time.sleep(AWAY_PAUSE_SECONDS)
+
+
 class WatchedCeleryExecutor(CeleryExecutor):
     """See the head of this file."""
 
@@ -80,7 +122,7 @@ class WatchedCeleryExecutor(CeleryExecutor):
         """Dagster's loop, over tasks that are watched."""
 
         def submit(app: Celery, *step: Any) -> WatchedTask:
-            result = _submit_task(app, *step)
+            result = patiently(lambda: _submit_task(app, *step), plan_context.log.warning)
             queue = step[2]
             return WatchedTask(app, result, queue, plan_context.log.warning)
 

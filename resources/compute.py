@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from resources.executors import engine, gpus_per_cell
+from resources.gpus import take_slot
+
 # What TensorFlow writes at every start, whatever its log level is set to: news of no consequence, and on a machine
 # without a GPU that there is none. The device is recorded with each cell instead.
 CHATTER = re.compile(
@@ -22,11 +25,14 @@ def device() -> str:
 def prepare_device() -> str:
     """Make TensorFlow share a GPU and repeat itself, and say what it runs on.
 
-    Called before a cell does any work with TensorFlow. Memory growth keeps one cell from taking a whole GPU.
+    Called before a cell does any work with TensorFlow. Memory growth keeps one cell from taking a whole GPU. Where each
+    step has a process of its own, that process keeps one GPU of several for itself.
 
     Returns:
         `GPU NAME` or `CPU`.
     """
+    if engine() == "multiprocess":
+        take_slot(gpus_per_cell())
     with _without_chatter():
         import tensorflow as tf
 

@@ -3,14 +3,14 @@
 | `DIOPTRA_ASSETS_EXECUTOR` | steps run | further settings |
 |---|---|---|
 | `in_process` (default) | one after the other in the run's process, which imports TensorFlow once | |
-| `multiprocess` | each in a process of its own | |
+| `multiprocess` | each in a process of its own, which keeps one GPU of several for itself | |
 | `celery` | in warm workers (`make worker`), keep TensorFlow imported | `DIOPTRA_ASSETS_CELERY_BROKER`, see below |
 | `ray` | each as a job of a Ray cluster | `RAY_ADDRESS`, default `http://127.0.0.1:8265` |
 | `k8s` | each as a Kubernetes job, with the image and namespace of Dagster's `K8sRunLauncher` | |
 
 The broker of Celery is by default `redis://127.0.0.1:6379/0`. `DIOPTRA_ASSETS_GPUS_PER_CELL` is what a step that trains
 or attacks asks of its cluster (default 1; 0 where there are none), `DIOPTRA_ASSETS_CELLS_PER_RUN` how many cells of a
-backfill one run takes: by default all of them on one machine, else 10, so that a backfill spreads over the workers.
+backfill one run takes: by default all of them in one process or with one GPU, else 10, so that a backfill spreads.
 """
 
 import json
@@ -21,6 +21,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import dagster as dg
+
+from resources.gpus import visible_gpus
 
 EXECUTOR_VARIABLE = "DIOPTRA_ASSETS_EXECUTOR"
 BROKER_VARIABLE = "DIOPTRA_ASSETS_CELERY_BROKER"
@@ -101,6 +103,9 @@ def celery_config() -> dict[str, Any]:
         # That a task was begun is known, so that one whose worker died can be told from one that waits.
         "task_track_started": True,
         "broker_connection_retry_on_startup": True,
+        # A worker that has computed a step keeps the answer for some minutes until the broker is back.
+        "broker_connection_max_retries": None,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 60, "interval_max": 5}},
         "result_expires": 24 * 3600,
     }
     return {"broker": broker, "backend": broker, "config_source": source}
@@ -112,7 +117,7 @@ def gpu_tags() -> Mapping[str, Any]:
     Raises:
         SettingError: when `DIOPTRA_ASSETS_GPUS_PER_CELL` is no number of at least 0.
     """
-    gpus = _number(GPUS_VARIABLE, 1.0, "a number of at least 0", float)
+    gpus = gpus_per_cell()
     tags: dict[str, Any] = {
         "dagster-celery/queue": GPU_QUEUE,
         "dagster-ray/config": json.dumps({"num_gpus": gpus}),
@@ -129,13 +134,23 @@ def gpu_tags() -> Mapping[str, Any]:
     return tags
 
 
+def gpus_per_cell() -> float:
+    """How many GPUs a step that trains or attacks asks for.
+
+    Raises:
+        SettingError: when `DIOPTRA_ASSETS_GPUS_PER_CELL` is no number of at least 0.
+    """
+    return _number(GPUS_VARIABLE, 1.0, "a number of at least 0", float)
+
+
 def cells_per_run() -> int | None:
     """How many cells of a backfill one run takes, or None for all of them.
 
     Raises:
         SettingError: when `DIOPTRA_ASSETS_CELLS_PER_RUN` is no whole number of at least 1.
     """
-    default = None if engine() in ("in_process", "multiprocess") else 10
+    whole = engine() == "in_process" or (engine() == "multiprocess" and len(visible_gpus()) < 2)
+    default = None if whole else 10
     return _number(CELLS_VARIABLE, default, "a whole number of at least 1", int)
 
 

@@ -125,6 +125,57 @@ def test_a_job_that_leads_runs_is_no_work_for_the_workers_it_waits_for(
     assert defs.resolve_implicit_global_asset_job_def().executor_def.name == "celery"
 
 
+def test_a_broker_that_is_away_for_a_moment_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from celery import Celery
+    from celery.exceptions import WorkerLostError
+
+    from resources import celery_executor
+
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server on this machine")
+    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", 30.0)
+    port, said = clusters.free_port(), list[str]()
+    url = f"redis://127.0.0.1:{port}/0"
+    with clusters.redis(port, tmp_path):
+        app = Celery(broker=url, backend=url, set_as_current=False)
+        task = celery_executor.WatchedTask(app, app.AsyncResult("a step"), "gpu", said.append)
+        lost = celery_executor.WatchedTask(app, app.AsyncResult("another"), "gpu", said.append)
+        assert not task.ready()
+        app.backend.store_result("a step", None, "STARTED")
+    assert not task.ready() and not task.ready()
+    assert len(said) == 1 and said[0].startswith("the broker of Celery does not answer, it is waited for 30 s")
+    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", 0.0)
+    lost.ready()
+    time.sleep(0.01)
+    assert lost.ready()
+    with pytest.raises(WorkerLostError, match="the broker of Celery has not answered for 0 s"):
+        lost.get()
+    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", 30.0)
+    with clusters.redis(port, tmp_path):
+        assert app.AsyncResult("a step").state == "STARTED"  # it keeps what it was told
+        app.backend.store_result("a step", "its events", "SUCCESS")
+        assert task.ready() and task.get() == "its events"
+
+
+def test_a_step_is_submitted_again_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    from resources import celery_executor
+
+    monkeypatch.setattr(celery_executor, "AWAY_PAUSE_SECONDS", 0.0)
+    tried: list[str] = []
+
+    def ask() -> str:
+        tried.append("")
+        if len(tried) < 3:
+            raise ConnectionError("connection refused")
+        return "submitted"
+
+    assert celery_executor.patiently(ask, lambda said: None) == "submitted" and len(tried) == 3
+    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", -1.0)
+    tried.clear()
+    with pytest.raises(ConnectionError):
+        celery_executor.patiently(ask, lambda said: None)
+
+
 def test_celery_makes_the_same_bytes(lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
     before = versions(lab)

@@ -1,0 +1,54 @@
+"""Celery workers of this machine: one a GPU, each of which sees that GPU alone: `python -m resources.workers`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from resources.gpus import VISIBLE_VARIABLE, visible_gpus
+
+PAUSE_SECONDS = 0.5
+
+
+def chosen_gpus(gpus: str) -> list[str]:
+    """`all` that are visible, `none`, or names with commas; one empty name stands for a worker without."""
+    if gpus == "none":
+        return ["-1"]
+    named = visible_gpus() if gpus == "all" else [name.strip() for name in gpus.split(",") if name.strip()]
+    return named or [""]
+
+
+def worker_commands(gpus: Sequence[str], further: Sequence[str] = ()) -> list[tuple[list[str], dict[str, str]]]:
+    """For each worker its command, and its environment."""
+    celery = str(Path(sys.executable).with_name("celery"))
+    commands = []
+    for number, gpu in enumerate(gpus):
+        command = [celery, "-A", "resources.celery_app", "worker", "-Q", "gpu,dagster", "-c", "1", "-l", "INFO"]
+        name = ["-n", f"gpu{number}-{os.getpid()}@%h"] if len(gpus) > 1 else []
+        environment = dict(os.environ) | ({VISIBLE_VARIABLE: gpu} if gpu else {})
+        commands.append(([*command, *name, *further], environment))
+    return commands
+
+
+def serve(commands: Sequence[tuple[list[str], dict[str, str]]]) -> int:
+    """Run workers until one of them ends, or this process is told to; gives the status of the first that ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    workers = [subprocess.Popen(command, env=environment) for command, environment in commands]
+    try:
+        while all(worker.poll() is None for worker in workers):
+            time.sleep(PAUSE_SECONDS)
+    finally:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                worker.terminate()
+        for worker in workers:
+            worker.wait()  # it finishes the step it has begun
+    return next((worker.returncode for worker in workers if worker.returncode), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(worker_commands(chosen_gpus("all"))))
