@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make setup` makes and every other target uses.
+# Everything runs in .venv, which `make setup` makes and every other target uses; for NVIDIA GPUs: `make setup GPU=1`.
 # Python 3.11 or newer, git and make are all a machine needs. Another Python: make PYTHON=python3.12 demo
 
 # Settings of a team's services, where there are any: `make services-up` writes them.
@@ -15,14 +15,18 @@ JOBS ?= 2
 # One home for Dagster's state, the asset store and MLflow: this folder, unless you set another.
 export DAGSTER_HOME ?= $(CURDIR)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-UI_PORT ?= 3000
+UI_PORT ?= $(or $(DIOPTRA_ASSETS_UI_PORT),3000)
 MLFLOW_PORT ?= 5000
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo ui mlflow worker services-up services-down test test-all lint format bench lock pictures clean
+.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-all lint format bench lock pictures clean
 
-setup: .venv/.installed
+setup: .venv/.installed $(if $(GPU),.venv/.gpu)
+
+.venv/.gpu: .venv/.installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --constraint requirements.lock -e '.[gpu]'
+	@touch $@
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 setup")'
@@ -36,8 +40,7 @@ demo: setup  ## Train, attack, evaluate and report on handwritten digits.
 	$(BIN)/dioptra-assets demo
 
 ui: setup  ## Open Dagster on http://127.0.0.1:3000. Another port: make ui UI_PORT=3001
-	@trap 'trap "" TERM; trap - EXIT INT; kill 0; wait; exit 0' EXIT INT TERM; $(BIN)/dagster-daemon run -w workspace.yaml & \
-		$(BIN)/python -m dioptra_assets.ui -h 127.0.0.1 -p $(UI_PORT) -w workspace.yaml
+	@$(BIN)/python -m dioptra_assets.serve -p $(UI_PORT)
 
 mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registered models. Another port: MLFLOW_PORT=5001
 	MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server \
@@ -45,14 +48,17 @@ mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registere
 		--allowed-hosts 127.0.0.1:$(MLFLOW_PORT),localhost:$(MLFLOW_PORT) --backend-store-uri sqlite:///$(DAGSTER_HOME)/mlflow/mlflow.db \
 		--artifacts-destination $(DAGSTER_HOME)/mlflow/artifacts
 
-worker: setup  ## Start a Celery worker for steps on a GPU and all others; one a GPU.
-	$(BIN)/celery -A resources.celery_app worker -Q gpu,dagster -c 1 -l INFO
+worker: setup  ## Start Celery workers for steps on a GPU and all others: one a GPU.
+	$(BIN)/dioptra-assets worker --gpus all
 
 services-up: setup  ## Start Postgres, S3, Redis, MLflow and the platform on them; settings go to .env.
 	$(BIN)/python -m services up
 
-services-down: setup  ## Stop them; data and settings stay.
+services-down: setup  ## Stop them, and wait until they are gone; data and settings stay.
 	$(BIN)/python -m services down
+
+services-restart: setup  ## Stop them and start them again.
+	$(BIN)/python -m services restart
 
 test: setup  ## The fast tests, within ten minutes on two cores.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"

@@ -22,6 +22,9 @@ from dagster_webserver.cli import main as serve
 from dagster_webserver.webserver import DagsterWebserver
 from graphene import Schema
 from graphql import GraphQLError
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import Pool
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
@@ -104,6 +107,16 @@ def _signed(given: Any, tags: dict[str, str]) -> list[dict[str, str]]:
     return [*kept, *({"key": key, "value": value} for key, value in tags.items())]
 
 
+def ping(connection: Any, *_: Any) -> None:
+    """Have a connection that a restarted Postgres has closed replaced by another, before a request finds out."""
+    if type(connection).__module__.startswith("psycopg2"):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except Exception as error:
+            raise DisconnectionError(str(error)) from error
+
+
 def guard_settings() -> dict[str, Any]:
     """What the environment says about who is answered.
 
@@ -128,6 +141,7 @@ def main() -> None:
         guard_settings()
     except SettingError as error:
         sys.exit(str(error))
+    event.listen(Pool, "checkout", ping)  # Dagster makes its pools without `pool_pre_ping`
     dagster_app.DagsterWebserver = GuardedWebserver  # pyright: ignore[reportPrivateImportUsage]  # no setting
     serve()
 

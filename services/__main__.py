@@ -1,36 +1,42 @@
-"""`make services-up` and `make services-down`: the services of a team, on this machine, without docker.
+"""`make services-up`, `services-down`, `services-restart`: the services of a team, on this machine, without docker.
 
-Everything is kept below the folder `.services`. The settings, with passwords drawn at the first start, are written to
-`.env`, which the command line, Python and `make` read from then on; `make services-down` leaves data and `.env`, and
-removing `.env` goes back to the embedded default. supervisord keeps the processes running.
+Everything is kept below the folder `.services`. The settings, with ports, and passwords drawn at the first start, are
+written to `.env`, which the command line, Python and `make` read from then on; `make services-down` leaves data and
+`.env`, and removing `.env` goes back to the embedded default. supervisord keeps the processes running.
 """
 
-import json
 import os
-import secrets
-import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from dotenv import dotenv_values
+import psutil
+from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-FOLDER = ROOT / ".services"
-SETTINGS = ROOT / ".env"
-PORTS = {"POSTGRES_PORT": 15432, "REDIS_PORT": 16379, "S3_PORT": 18333, "MLFLOW_PORT": 15000, "UI_PORT": 3000}
-BUCKET = "dioptra"
-PLATFORM = ("mlflow", "worker", "daemon", "ui")
-INSTALL = "apt-get install postgresql redis-server, or the like of it, or use compose.yaml"
+from services import servers
+from services import settings as env
+from services.settings import FOLDER, is_free, port_setting
+
+SOCKET = FOLDER / "run" / "supervisor.sock"
+CODE_SOCKET = FOLDER / "run" / "code.sock"
+# As long as all may take to stop, and each to start, on a machine that has other things to do.
+STOP_SECONDS = 120.0
+START_SECONDS = 600.0
 
 
 def main() -> None:
     """One of the commands."""
-    commands: dict[str, Callable[[], None]] = {"up": up, "down": down, "status": status, "env": write_settings}
+    commands: dict[str, Callable[[], None]] = {
+        "up": up,
+        "down": down,
+        "restart": restart,
+        "status": status,
+        "env": env.write,
+    }
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m services {'|'.join(commands)}")
     commands[sys.argv[1]]()
@@ -38,29 +44,55 @@ def main() -> None:
 
 def up() -> None:
     """Start what is not running, and say where it answers."""
-    postgres_bin, redis_server = _binaries()
-    _prepare(postgres_bin)
-    environment = _environment(postgres_bin, redis_server)
-    if not _running():
-        subprocess.run([BIN / "supervisord", "-c", FOLDER / "supervisord.conf"], check=True, env=environment)
-    settings = dotenv_values(SETTINGS)
-    _await(PORTS["POSTGRES_PORT"], "postgres")
-    _await(PORTS["REDIS_PORT"], "redis")
-    _await(PORTS["S3_PORT"], "s3")
-    _make_databases(str(settings["DIOPTRA_ASSETS_POSTGRES"]))
-    _make_bucket(settings)
-    _control("start", *PLATFORM)
-    _await(PORTS["MLFLOW_PORT"], "mlflow")
-    _await(PORTS["UI_PORT"], "ui")
+    postgres_bin, redis_server = servers.binaries()
+    FOLDER.mkdir(exist_ok=True)
+    with FileLock(FOLDER / "lock"):  # a stop that is under way is waited for
+        settings = servers.prepare(postgres_bin)
+        ports = env.ports(settings)
+        if not _running():
+            _end_processes()  # of a supervisord that was killed
+            for name, port in ports.items():
+                if not is_free(port):
+                    sys.exit(f"port {port} is taken by another program: change {port_setting(name)} in {env.FILE}")
+            environment = servers.environment(settings, postgres_bin, redis_server)
+            subprocess.run(
+                [servers.BIN / "supervisord", "-c", FOLDER / "supervisord.conf"], check=True, env=environment
+            )
+        _control("start", "base:*", quiet=True)
+        for name in ("POSTGRES", "REDIS", "S3"):
+            _await(("127.0.0.1", ports[name]), name.lower())
+        servers.make_databases(settings)
+        servers.make_bucket(settings)
+        _control("start", "platform:mlflow", "platform:code", "platform:worker", quiet=True)
+        _await(CODE_SOCKET, "code")
+        _control("start", "platform:*", quiet=True)
+        _await(("127.0.0.1", ports["MLFLOW"]), "mlflow")
+        _await(("127.0.0.1", ports["UI"]), "ui")
     status()
-    print(f"Dagster: http://127.0.0.1:{PORTS['UI_PORT']}   MLflow: http://127.0.0.1:{PORTS['MLFLOW_PORT']}")
-    print(f"settings: {SETTINGS}   logs: {FOLDER / 'log'}")
+    print(f"Dagster: http://127.0.0.1:{ports['UI']}/?token={settings.get('DIOPTRA_ASSETS_UI_TOKEN', '')}")
+    print(f"MLflow:  http://127.0.0.1:{ports['MLFLOW']}/?token={settings.get('MLFLOW_TRACKING_TOKEN', '')}")
+    print(f"settings: {env.FILE}   logs: {FOLDER / 'log'}")
 
 
 def down() -> None:
-    """Stop everything; data and settings stay."""
-    if _running():
-        _control("shutdown")
+    """Stop everything, and wait until all of it is gone; data and settings stay."""
+    if not FOLDER.exists():
+        return
+    with FileLock(FOLDER / "lock"):
+        if _running():
+            # First what writes, then what it writes to.
+            _control("stop", "platform:*", quiet=True, check=False)
+            _control("shutdown", quiet=True, check=False)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        _end_processes()
+
+
+def restart() -> None:
+    """Stop everything, and start it again."""
+    down()
+    up()
 
 
 def status() -> None:
@@ -71,180 +103,80 @@ def status() -> None:
         print("no services run here: make services-up")
 
 
-def write_settings() -> None:
-    """Write `.env` with new passwords, unless it is there; what `compose.yaml` reads."""
-    if not SETTINGS.exists():
-        _write_secret(SETTINGS, _settings(*(secrets.token_hex(16) for _ in range(4))))
-
-
-def _binaries() -> tuple[Path, str]:
-    """The folder of Postgres' programs, and Redis."""
-    initdb = shutil.which("initdb")
-    found = [Path(initdb).parent] if initdb else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    redis_server = shutil.which("redis-server")
-    if not found or not redis_server:
-        missing = " and ".join(
-            name for name, there in (("Postgres", found), ("redis-server", redis_server)) if not there
-        )
-        sys.exit(f"{missing} not found on this machine: {INSTALL}")
-    return found[-1].resolve(), redis_server
-
-
-def _prepare(postgres_bin: Path) -> None:
-    """Folders, configuration and secrets, once."""
-    (FOLDER / "log").mkdir(parents=True, exist_ok=True)
-    (FOLDER / "s3").mkdir(exist_ok=True)
-    (FOLDER / "redis").mkdir(exist_ok=True)
-    home = FOLDER / "home"
-    home.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "services" / "dagster.yaml", home)
-    shutil.copy(ROOT / "services" / "supervisord.conf", FOLDER)
-    write_settings()
-    settings = dotenv_values(SETTINGS)
-    if "DIOPTRA_ASSETS_POSTGRES" not in settings:
-        sys.exit(f"{SETTINGS} is there already and holds other settings: move it away first")
-    password = str(settings["POSTGRES_PASSWORD"])
-    if not (FOLDER / "postgres" / "PG_VERSION").exists():
-        _initialize_postgres(postgres_bin, password)
-    redis = f"bind 127.0.0.1\nport {PORTS['REDIS_PORT']}\ndir {FOLDER / 'redis'}\nappendonly yes\n"
-    _write_secret(FOLDER / "redis.conf", redis + f"requirepass {settings['REDIS_PASSWORD']}\n")
-    key = {"accessKey": settings["AWS_ACCESS_KEY_ID"], "secretKey": settings["AWS_SECRET_ACCESS_KEY"]}
-    identity = {"name": "dioptra", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    _write_secret(FOLDER / "s3.json", json.dumps({"identities": [identity]}))
-
-
-def _settings(postgres: str, redis: str, access: str, secret: str) -> str:
-    ports = PORTS
-    return f"""# Written by `make services-up`. Remove this file to go back to the embedded default.
-POSTGRES_PASSWORD={postgres}
-REDIS_PASSWORD={redis}
-AWS_ACCESS_KEY_ID={access}
-AWS_SECRET_ACCESS_KEY={secret}
-AWS_DEFAULT_REGION=us-east-1
-AWS_ENDPOINT_URL=http://127.0.0.1:{ports["S3_PORT"]}
-DAGSTER_HOME={FOLDER / "home"}
-DIOPTRA_ASSETS_POSTGRES=postgresql+psycopg2://dioptra:{postgres}@127.0.0.1:{ports["POSTGRES_PORT"]}/dagster
-DIOPTRA_ASSETS_BUCKET={BUCKET}
-DIOPTRA_ASSETS_STORE=s3://{BUCKET}/store
-DIOPTRA_ASSETS_EXECUTOR=celery
-DIOPTRA_ASSETS_CELERY_BROKER=redis://:{redis}@127.0.0.1:{ports["REDIS_PORT"]}/0
-MLFLOW_TRACKING_URI=http://127.0.0.1:{ports["MLFLOW_PORT"]}
-"""
-
-
-def _initialize_postgres(postgres_bin: Path, password: str) -> None:
-    data, secret = FOLDER / "postgres", FOLDER / "password"
-    data.mkdir(exist_ok=True)
-    _write_secret(secret, password)
-    try:
-        if _as_postgres():
-            # Postgres refuses to run as root.
-            for path in (data, secret):
-                shutil.chown(path, "postgres")
-            for path in (FOLDER, *FOLDER.parents):
-                if not path.stat().st_mode & 0o001:
-                    sys.exit(f"Postgres runs as the user `postgres`, who may not enter {path}: chmod o+x {path}")
-        command = [*_as_postgres(), postgres_bin / "initdb", "-D", data, "-U", "dioptra", "--encoding", "UTF8"]
-        secured = ["--auth", "scram-sha-256", "--pwfile", secret]
-        subprocess.run([*command, *secured], check=True, stdout=subprocess.DEVNULL, cwd="/")
-    finally:
-        secret.unlink()
-
-
-def _as_postgres() -> list[str]:
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
-
-
-def _environment(postgres_bin: Path, redis_server: str) -> dict[str, str]:
-    settings = {name: value or "" for name, value in dotenv_values(SETTINGS).items()}
-    database = settings["DIOPTRA_ASSETS_POSTGRES"].rsplit("/", 1)[0] + "/mlflow"
-    return {
-        **os.environ,
-        **settings,
-        **{name: str(port) for name, port in PORTS.items()},
-        "ROOT": str(ROOT),
-        "BIN": str(BIN),
-        "BUCKET": BUCKET,
-        "POSTGRES_BIN": str(postgres_bin),
-        "REDIS_SERVER": redis_server,
-        "AS_POSTGRES": "".join(f"{word} " for word in _as_postgres()),
-        "MLFLOW_DATABASE": database,
-        "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-
-
-def _make_databases(url: str) -> None:
-    import psycopg2
-
-    server = url.replace("+psycopg2", "").rsplit("/", 1)[0]
-    connection = psycopg2.connect(f"{server}/postgres")
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT datname FROM pg_database")
-        there = {name for (name,) in cursor.fetchall()}
-        for name in ("dagster", "mlflow"):
-            if name not in there:
-                cursor.execute(f"CREATE DATABASE {name}")
-    connection.close()
-
-
-def _make_bucket(settings: dict[str, str | None]) -> None:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings["AWS_ENDPOINT_URL"],
-        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
-        region_name=settings["AWS_DEFAULT_REGION"],
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if BUCKET not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
-                client.create_bucket(Bucket=BUCKET)
-            return
-        except (BotoCoreError, ClientError) as error:  # the port answers before the server is ready, in many ways
-            if time.monotonic() > deadline:
-                sys.exit(f"s3 does not answer after a minute ({error}): see {FOLDER / 'log' / 's3.log'}")
-            time.sleep(1)
-
-
 def _running() -> bool:
-    socket_path = FOLDER / "supervisor.sock"
-    if not socket_path.exists():
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
+    """Whether supervisord answers, and is not about to stop, which is waited for."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while _answers(SOCKET):
+        state = subprocess.run(_supervisorctl("pid"), capture_output=True, text=True, check=False)
+        if "SHUTDOWN_STATE" not in state.stdout + state.stderr:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return False
+
+
+def _processes() -> list[psutil.Process]:
+    """Every process of these services, whoever its parent is: supervisord may have been killed."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(servers.MARK) == str(FOLDER):
+                # Some processes write over their environment; their parents' tells.
+                found |= {one.pid: one for one in (process, *process.children(recursive=True))}
+    found.pop(os.getpid(), None)
+    return [process for process in found.values() if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _end_processes() -> None:
+    """End what is left, first by asking."""
+    for end, seconds in ((psutil.Process.terminate, 20.0), (psutil.Process.kill, 10.0)):
+        left = _processes()
+        for process in left:
+            try:
+                end(process)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=seconds)
+
+
+def _supervisorctl(*words: str) -> list[str | Path]:
+    return [servers.BIN / "supervisorctl", "-s", f"unix://{SOCKET}", *words]
+
+
+def _control(*words: str, check: bool = True, quiet: bool = False) -> None:
+    """One command of supervisorctl; `start` says of what runs already that it does, which is no error."""
+    done = subprocess.run(_supervisorctl(*words), capture_output=True, text=True, check=False)
+    said = [line for line in done.stdout.splitlines() if "already started" not in line]
+    if not quiet:
+        print(done.stdout, end="")
+    if check and any("ERROR" in line for line in said):
+        sys.exit("\n".join(line for line in said if "ERROR" in line) + f": see {FOLDER / 'log'}")
+
+
+def _answers(address: tuple[str, int] | Path) -> bool:
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.settimeout(1)
         try:
-            probe.connect(str(socket_path))
+            probe.connect(str(address) if isinstance(address, Path) else address)
         except OSError:
             return False
     return True
 
 
-def _control(*words: str, check: bool = True) -> None:
-    command = [BIN / "supervisorctl", "-s", f"unix://{FOLDER / 'supervisor.sock'}", *words]
-    subprocess.run(command, check=check)
-
-
-def _await(port: int, name: str) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                sys.exit(f"{name} does not answer after 90 s: see {FOLDER / 'log' / name}.log")
-            time.sleep(0.5)
-
-
-def _write_secret(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+def _await(address: tuple[str, int] | Path, name: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(address):
+        if time.monotonic() > deadline:
+            sys.exit(f"{name} does not answer after {START_SECONDS:.0f} s: see {FOLDER / 'log' / name}.log")
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -112,12 +112,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-def visit(browser: Browser, page_at: str, target: dict[str, Any]) -> list[str]:
+def visit(browser: Browser, page_at: str, target: dict[str, Any], seconds: int = 120) -> list[str]:
     """What a page at an address could read of a target that it tried everything on."""
     page = browser.new_page()
     page.goto(page_at)
     page.evaluate("target => { attempt(target); }", target)
-    page.wait_for_function("window.done === true", timeout=120_000)
+    page.wait_for_function("window.done === true", timeout=1000 * seconds)
     read = page.evaluate("window.read")
     page.close()
     return read

@@ -1,0 +1,112 @@
+"""`make ui`: one server loads the code, so a reload in the UI is a reload for the runs that the daemon launches."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks.clusters import free_port
+from dioptra_assets import serve
+from tests.conftest import ROOT, SETTINGS, Lab
+from tests.servers import answer, graphql
+from tests.test_foreign_pages import launching
+
+RELOAD = 'mutation { reloadRepositoryLocation(repositoryLocationName: "NAME") { __typename } }'
+LOCATIONS = """query { workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
+    __typename ... on PythonError { message } } } } } }"""
+RUNS = "query { runsOrError { ... on Runs { results { runId status } } } }"
+
+
+def wait(until: Callable[[], Any], seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := until()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.5)
+    return found
+
+
+def kind(url: str) -> tuple[str, str]:
+    (entry,) = graphql(url, LOCATIONS)["data"]["workspaceOrError"]["locationEntries"]
+    loaded = entry["locationOrLoadError"] or {}
+    return loaded.get("__typename", ""), loaded.get("message", "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_after_a_mistake_is_mended_and_reloaded_a_run_uses_the_new_code(blank: Lab) -> None:
+    definitions = blank.folder / blank.module / "definitions.py"
+    right = definitions.read_text()
+    definitions.write_text(right + "\nraise ValueError('a mistake in the code')\n")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "dioptra_assets.serve", "-p", str(port), "-m", f"{blank.module}.definitions"]
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    environment |= {"DAGSTER_HOME": str(blank.home), "PYTHONPATH": os.pathsep.join([str(blank.folder), str(ROOT)])}
+    process = subprocess.Popen([*command, "-d", str(blank.folder)], env=environment, cwd=blank.folder)
+    try:
+        wait(lambda: process.poll() is None and _answers(url))
+        assert "a mistake in the code" in str(wait(lambda: kind(url) if kind(url)[0] else None))
+        definitions.write_text(right)
+        graphql(url, RELOAD.replace("NAME", f"{blank.module}.definitions"))
+        wait(lambda: kind(url)[0] == "RepositoryLocation")
+        assert graphql(url, launching(blank))["data"]["launchRun"] == {"__typename": "LaunchRunSuccess"}
+        done = wait(lambda: [run for run in _runs(url) if run["status"] in ("SUCCESS", "FAILURE")])
+        assert [run["status"] for run in done] == ["SUCCESS"]
+        others = psutil.Process(process.pid).children(recursive=True)
+        listening = {
+            connection.laddr.port
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.pid in {other.pid for other in others}
+        }
+        assert listening == {port}  # the code server has a socket that its owner alone may reach
+    finally:
+        others = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(90)
+    assert process.returncode == 0
+    assert not [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return answer(f"{url}/server_info")[0] == 200
+    except OSError:
+        return False
+
+
+def _runs(url: str) -> list[dict[str, str]]:
+    return graphql(url, RUNS)["data"]["runsOrError"]["results"]
+
+
+def test_a_port_that_is_taken_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert serve.main(["-p", str(port)]) == 1
+    assert capsys.readouterr().err == f"port {port} is taken by another program: make ui UI_PORT={port + 1}\n"
+
+
+def test_what_is_left_of_the_three_is_ended_with_all_it_started() -> None:
+    sleep = "import time; time.sleep(600)"
+    child = (
+        f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleep!r}]).pid, flush=True); {sleep}"
+    )
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    grandchild = int(process.stdout.readline())
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        serve.end([process])
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    process.wait(10)
+    assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
