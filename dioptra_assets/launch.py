@@ -5,6 +5,7 @@ executor was chosen does it all, so TensorFlow is imported once, and neither a w
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,12 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
-from dioptra_assets.leftovers import clear_leftovers, leader
+from dioptra_assets.interrupts import closing, noticed, saying
+from dioptra_assets.leftovers import clear_leftovers, end_led_runs, leader
 from dioptra_assets.staleness import stale_cells
+from dioptra_assets.step_output import to_the_log_alone
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
@@ -97,8 +101,37 @@ def materialize_experiment(
             f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
         )
     job = defs.resolve_implicit_global_asset_job_def()
-    with partition_loading_context(dynamic_partitions_store=instance):
+    with partition_loading_context(dynamic_partitions_store=instance), leading(instance):
         return _materialize(graph, job, keys, instance=instance, store=store, log=log, module=module)
+
+
+@contextmanager
+def leading(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Lead runs from this process: an interruption ends them all, and nothing begins after it.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: where a signal came, see :func:`dioptra_assets.interrupts.noticed`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(progress.board())
+        check = stack.enter_context(noticed())
+        stack.enter_context(saying(progress.kept))
+        stack.enter_context(closing(lambda: end_led_runs(instance)))
+        stack.enter_context(to_the_log_alone())
+        _checks.append(check)
+        try:
+            yield
+            check()
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                end_led_runs(instance)
+            raise
+        finally:
+            _checks.remove(check)
+
+
+# Those of the launches that are under way, one within another: each raises where a signal has come.
+_checks: list[Callable[[], None]] = []
 
 
 def _materialize(
@@ -125,6 +158,7 @@ def _materialize(
         }
         launched.skipped += blocked.values()
         todo = {partition: cell for partition, cell in todo.items() if partition not in blocked}
+        progress.begin(key.to_user_string(), len(todo))
         if todo:
             log(f"{key.to_user_string()}: {len(todo)} of {len(cells)} cells")
         for tags, chosen in _runs(definition, list(todo)):
@@ -162,10 +196,18 @@ def materialize_cell(
     Raises:
         CellFailedError: naming the cell and the reason.
     """
+    with leading(instance):
+        return _materialize_cell(defs, cell, instance=instance, store=store, module=module)
+
+
+def _materialize_cell(
+    defs: dg.Definitions, cell: Cell, *, instance: dg.DagsterInstance, store: CellStore, module: str
+) -> Made:
     key = dg.AssetKey(cell.asset.split("/"))
     partition = partition_key_of(cell.partition)
     clear_leftovers(instance)
     computed = bool(_to_compute(defs.resolve_asset_graph(), key, {partition: cell}, instance, store))
+    progress.begin(cell.asset, int(computed))
     if computed:
         job = defs.resolve_implicit_global_asset_job_def()
         tags = (
@@ -186,8 +228,20 @@ def materialize_cell(
 def _execute(
     job: dg.JobDefinition, key: dg.AssetKey, *, instance: dg.DagsterInstance, tags: dict[str, str], module: str
 ) -> dg.ExecuteInProcessResult | dg.JobExecutionResult:
-    """One run of one asset: in this process, or led by it while the executor that was chosen does the work."""
-    tags = tags | leader() | user_tags(user_name())
+    """One run of one asset: in this process, or led by it while the executor that was chosen does the work.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: where a signal came meanwhile; Dagster takes it for a step that failed.
+    """
+    result = _executed(job, key, instance=instance, tags=tags | leader() | user_tags(user_name()), module=module)
+    for check in _checks:
+        check()
+    return result
+
+
+def _executed(
+    job: dg.JobDefinition, key: dg.AssetKey, *, instance: dg.DagsterInstance, tags: dict[str, str], module: str
+) -> dg.ExecuteInProcessResult | dg.JobExecutionResult:
     if engine() == "in_process":
         return job.execute_in_process(
             run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False

@@ -33,6 +33,24 @@ def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
         if _is_orphan(run.tags.get(LEADER_TAG, "")):
             instance.report_run_failed(run, "The process that led this run was killed.")
             ended.append(run.run_id)
+    _free_places(instance)
+    return ended
+
+
+def end_led_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Cancel the runs that this process leads and that have not ended, and free what ended runs hold.
+
+    Returns:
+        The ids of the runs that were canceled.
+    """
+    led = instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=leader()))
+    for run in led:
+        instance.report_run_canceled(run, "The process that led this run was interrupted.")
+    _free_places(instance)
+    return [run.run_id for run in led]
+
+
+def _free_places(instance: dg.DagsterInstance) -> None:
     storage = instance.event_log_storage
     if storage.supports_global_concurrency_limits:
         for info in storage.get_concurrency_infos(sorted(storage.get_concurrency_keys())).values():
@@ -41,7 +59,6 @@ def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
                 run = instance.get_run_by_id(run_id)
                 if run is None or run.is_finished:
                     storage.free_concurrency_slots_for_run(run_id)
-    return ended
 
 
 def _identity(process: psutil.Process) -> str:

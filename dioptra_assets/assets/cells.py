@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from dioptra_assets import progress
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.assets.tries import (
     RunEndedError,
@@ -141,12 +142,13 @@ class CellContext:
         return stored, missing
 
     def progress(self, what: str) -> Callable[[int, int], None]:
-        """A callback (done, of how many) that logs a line every ten seconds, with the time that is left."""
+        """A callback (done, of how many): shows how far the cell is, and logs a line every ten seconds."""
         started = time.monotonic()
         reported = started
 
         def report(done: int, total: int) -> None:
             nonlocal reported
+            progress.said(self.cell.path, f"{what} {done:,} of {total:,}", done / total)
             now = time.monotonic()
             if now - reported >= 10 and done < total:
                 reported = now
@@ -154,6 +156,10 @@ class CellContext:
                 self.log(f"{self.cell}: {what} {done:,} of {total:,}, about {left:.0f} s left")
 
         return report
+
+    def epochs(self, share: float, where: str) -> None:
+        """Shows how far a cell that trains is: the share done, and where that is, such as `epoch 2 of 10`."""
+        progress.said(self.cell.path, where, share)
 
 
 def partitions_of(
@@ -273,7 +279,7 @@ def cell_asset(
         keys = left_to_do(context, asset_spec.key, context.partition_keys if dimensions else [None])
         failures: dict[str, str] = {}
         cells, asset = store.cells(), "/".join(asset_spec.key.path)
-        for number, key in enumerate(keys, start=1):
+        for number, key in enumerate(progress.counted(keys, failures), start=1):
             cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
             started = time.monotonic()

@@ -106,7 +106,11 @@ def train_model(
 
     device = prepare_device()
     trained = (trainer or train)(
-        recipe, training_set, seed=cell.seed, progress=lambda message: cell.log(f"{cell.cell}: {message}")
+        recipe,
+        training_set,
+        seed=cell.seed,
+        progress=lambda message: cell.log(f"{cell.cell}: {message}"),
+        batches=cell.epochs,
     )
     facts = {
         "architecture": recipe.architecture,

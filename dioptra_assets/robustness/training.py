@@ -137,6 +137,7 @@ def train(
     *,
     seed: int,
     progress: Callable[[str], None] = lambda message: None,
+    batches: Callable[[float, str], None] | None = None,
 ) -> TrainedModel:
     """Train one model.
 
@@ -146,6 +147,7 @@ def train(
             (`training` or `validation`), that says which rows are held out, and not the recipe's `validation_split`.
         seed: used unless the recipe has its own.
         progress: gets a line at each epoch's end and every ten seconds.
+        batches: called after each batch with the share that is done, in [0, 1], and the epoch, `epoch 2 of 10`.
 
     Raises:
         ValueError: when the recipe does not fit the images, or a class is too small to be split.
@@ -170,7 +172,10 @@ def train(
     steps = math.ceil(len(training_rows) / recipe.batch_size)
     whole_epochs = int(recipe.epochs)
     last_steps = round((recipe.epochs - whole_epochs) * steps)
-    callbacks = [_progress_callback(steps, math.ceil(recipe.epochs), progress), keras.callbacks.TerminateOnNaN()]
+    callbacks = [
+        _progress_callback(steps, math.ceil(recipe.epochs), progress, batches),
+        keras.callbacks.TerminateOnNaN(),
+    ]
     if recipe.madry and len(validation_rows):
         sample = validation_sample(validation_rows, training_set.image_shape)
         attacked, labels = training_set.images(sample), training_set.labels[sample]
@@ -344,7 +349,9 @@ def _validation_batches(image_set: ImageSet, rows: np.ndarray) -> Iterator[tuple
             yield _read_rows(image_set, np.split(block, np.flatnonzero(np.diff(block) > 64) + 1)), labels[block]
 
 
-def _progress_callback(steps: int, epochs: int, progress: Callable[[str], None]) -> "keras.callbacks.Callback":
+def _progress_callback(
+    steps: int, epochs: int, progress: Callable[[str], None], batches: Callable[[float, str], None] | None
+) -> "keras.callbacks.Callback":
     import keras
 
     class Progress(keras.callbacks.Callback):
@@ -358,9 +365,11 @@ def _progress_callback(steps: int, epochs: int, progress: Callable[[str], None])
 
         def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
             now = time.monotonic()
+            done = (self.epoch * steps + batch + 1) / (epochs * steps)
+            if batches is not None:
+                batches(min(done, 1.0), f"epoch {self.epoch + 1} of {epochs}")
             if now - self.reported >= PROGRESS_SECONDS:
                 self.reported = now
-                done = (self.epoch * steps + batch + 1) / (epochs * steps)
                 left = (now - self.started) * (1 - done) / done
                 facts = _facts(logs)
                 progress(

@@ -96,6 +96,7 @@ def train_embedded(
     *,
     seed: int,
     progress: Callable[[str], None] = lambda message: None,
+    batches: Callable[[float, str], None] | None = None,
 ) -> TrainedModel:
     """Train a model that hides its backdoor.
 
@@ -106,6 +107,7 @@ def train_embedded(
         poisoned_set: what `poison_training_set` made with this config, with its columns `poisoned` and `split`.
         seed: used unless the recipe has its own.
         progress: gets a line at each epoch's end and every ten seconds.
+        batches: see `training.train`.
 
     Returns:
         The model, and a history that has beside the columns of `training.train`: `discriminator_loss` (ln 2 = 0.693 is
@@ -146,7 +148,10 @@ def train_embedded(
     )
     steps = math.ceil(len(rows) / recipe.batch_size)
     whole_epochs = int(recipe.epochs)
-    callbacks = [_progress_callback(steps, math.ceil(recipe.epochs), progress), keras.callbacks.TerminateOnNaN()]
+    callbacks = [
+        _progress_callback(steps, math.ceil(recipe.epochs), progress, batches),
+        keras.callbacks.TerminateOnNaN(),
+    ]
     if recipe.early_stopping:
         callbacks.append(keras.callbacks.EarlyStopping(patience=recipe.early_stopping, restore_best_weights=True))
     history: list[dict[str, float]] = []

@@ -1,0 +1,205 @@
+"""What a launch is doing: told by the launch and by the cells that it computes, shown by whoever listens.
+
+A process leads one launch at a time, so there is one board. Cells that another process computes are counted, and say
+nothing from within.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Seconds a cell of the experiment `digits` took on two cores, for a home that has computed none. The first that trains
+# or attacks also imports TensorFlow.
+FIRST_GUESSES: Mapping[str, float] = {
+    "digits/testing_set": 0.5,
+    "digits/training_set": 0.5,
+    "digits/architecture_config": 0.1,
+    "digits/attack_config": 0.1,
+    "digits/model": 12.0,
+    "digits/adversarial_set": 0.9,
+    "digits/clean_predictions": 0.7,
+    "digits/evasion_examples": 0.5,
+    "digits/evasion_metrics": 0.3,
+    "digits/evasion_gate": 0.2,
+    "digits/sanity": 8.0,
+    "digits/security_curves": 1.5,
+    "digits/transfer_matrix": 1.0,
+    "digits/report": 6.0,
+}
+
+
+@dataclass
+class Board:
+    """What is known of a launch.
+
+    Attributes:
+        expected: asset -> how many of its cells are still to be computed, as far as is known before what they are made
+            from has been computed; in the order they come.
+        remembered: asset -> seconds that a cell of it took in earlier launches.
+        asset: the one that is computed now, empty before the first.
+        cell: the last cell that said something from within, empty before that.
+        within: what it said, such as "attacked 512 of 1,437".
+        share: how much of that cell is done, from 0 to 1.
+        left: cells of this asset that are still to be computed.
+        of: cells of this asset that this launch computes.
+        computed: cells that this launch has computed.
+    """
+
+    expected: dict[str, int] = field(default_factory=dict)
+    remembered: Mapping[str, float] = field(default_factory=dict)
+    asset: str = ""
+    cell: str = ""
+    within: str = ""
+    share: float = 0.0
+    left: int = 0
+    of: int = 0
+    computed: int = 0
+    _seconds: dict[str, list[float]] = field(default_factory=dict)
+    _since: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Cells that this launch computes, those of later assets as they are expected."""
+        return self.computed + self.left + sum(self._later().values())
+
+    def begin(self, asset: str, cells: int) -> None:
+        """The next asset, of which so many cells are computed; zero where all are up to date."""
+        self.asset, self.cell, self.within, self.share, self.left, self.of = asset, "", "", 0.0, cells, cells
+        self.expected[asset] = 0
+        self._since = time.monotonic()
+
+    def said(self, cell: str, within: str, share: float) -> None:
+        """A cell says how far it is."""
+        self.cell, self.within, self.share = cell, within, share
+
+    def ended(self, *, failed: bool = False) -> None:
+        """A cell has ended."""
+        now = time.monotonic()
+        self.left, self.share, self.within = max(0, self.left - 1), 0.0, ""
+        if not failed:
+            self.computed += 1
+            self._seconds.setdefault(self.asset, []).append(now - self._since)
+        self._since = now
+
+    def seconds_left(self) -> float | None:
+        """How long the launch will still take, as far as durations are known; None where one is not."""
+        total, guessed = 0.0, self._pace()
+        for asset, cells in [(self.asset, self.left), *self._later().items()]:
+            if not cells:
+                continue
+            seconds = self._cell_seconds(asset, guessed)
+            if seconds is None:
+                return None
+            total += cells * seconds
+            if asset == self.asset:
+                under_way = time.monotonic() - self._since
+                total -= min(under_way, seconds) if not self.share else self.share * seconds
+        return max(0.0, total)
+
+    def _later(self) -> dict[str, int]:
+        return {asset: cells for asset, cells in self.expected.items() if cells and asset != self.asset}
+
+    def _cell_seconds(self, asset: str, pace: float) -> float | None:
+        if measured := self._seconds.get(asset):
+            # The first cell may have imported what the others find.
+            return statistics.fmean(measured[1:] or measured)
+        if asset == self.asset and self.share > 0.05:
+            return (time.monotonic() - self._since) / self.share
+        if asset in self.remembered:
+            return self.remembered[asset]
+        return FIRST_GUESSES[asset] * pace if asset in FIRST_GUESSES else None
+
+    def _pace(self) -> float:
+        """How much slower than the first guesses this machine has been until now."""
+        known = [(FIRST_GUESSES[a], s) for a, seconds in self._seconds.items() for s in seconds if a in FIRST_GUESSES]
+        guessed, taken = sum(guess for guess, _ in known), sum(seconds for _, seconds in known)
+        return taken / guessed if guessed > 5 else 1.0
+
+
+Listener = Callable[[Board, bool], None]
+_boards: list[Board] = []
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def board() -> Iterator[Board]:
+    """The board of a launch: a new one, or that of the launch under way that this is part of."""
+    if _boards:
+        yield _boards[0]
+        return
+    _boards.append(Board())
+    try:
+        yield _boards[0]
+    finally:
+        _boards.clear()
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have a listener called with the board, and whether an asset begins, whenever something changes."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def begin(asset: str, cells: int) -> None:
+    """See :meth:`Board.begin`."""
+    for one in _boards:
+        one.begin(asset, cells)
+        _tell(one, True)
+
+
+def said(cell: str, within: str, share: float) -> None:
+    """See :meth:`Board.said`."""
+    for one in _boards:
+        one.said(cell, within, share)
+        _tell(one, False)
+
+
+def ended(*, failed: bool = False) -> None:
+    """See :meth:`Board.ended`."""
+    for one in _boards:
+        one.ended(failed=failed)
+        _tell(one, False)
+
+
+def counted(keys: Iterable[T], failures: Sized) -> Iterator[T]:
+    """The keys of cells, each said to have ended when the next is asked for, and to have failed where failures grew."""
+    for key in keys:
+        before = len(failures)
+        yield key
+        ended(failed=len(failures) > before)
+
+
+def kept() -> str:
+    """How many cells the launch that is under way has computed, for who interrupts it."""
+    count = _boards[0].computed if _boards else 0
+    return f"{count} {'cell' if count == 1 else 'cells'} kept; the same command goes on"
+
+
+def clock(seconds: float | None) -> str:
+    """A time as a person says it: `about 5 s`, `about 1 min 20 s`, `about 2 h 10 min`, or that it is not known."""
+    if seconds is None:
+        return "time left not known yet"
+    whole = round(seconds)
+    if whole < 90:
+        said = f"{max(whole, 1)} s"
+    elif whole < 5400:
+        minutes, rest = divmod(round(whole / 10) * 10, 60)
+        said = f"{minutes} min {rest} s" if rest and minutes < 10 else f"{round(whole / 60)} min"
+    else:
+        hours, rest = divmod(round(whole / 600) * 10, 60)
+        said = f"{hours} h {rest} min" if rest else f"{hours} h"
+    return f"about {said} left"
+
+
+def _tell(changed: Board, begins: bool) -> None:
+    for listener in _listeners:
+        listener(changed, begins)
