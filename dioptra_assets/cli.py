@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -12,37 +13,67 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from dioptra_assets import completion
+from dioptra_assets.display import showing
 from resources import home
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"dioptra-assets {version('dioptra-assets')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _settings() -> None:
+def _settings(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which this is.")] = False,
+) -> None:
     """Adversarial robustness of image classifiers, as a graph of Dagster assets."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["DAGSTER_HOME"] = str(home.home())
+
+
+Experiment = Annotated[
+    str, typer.Argument(help="Name of an experiment, e.g. digits.", autocompletion=completion.experiments)
+]
 
 
 @app.command()
 def materialize(
-    experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
+    experiment: Experiment,
+    asset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this asset and what it is made from, e.g. model; `model+`: and what is made from it.",
+            autocompletion=completion.assets,
+        ),
+    ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only these cells and what they are made from, e.g. 'le_net|fgm_0.3'; `*` stands for anything.",
+            autocompletion=completion.cells,
+        ),
+    ] = None,
 ) -> None:
     """Compute every cell of an experiment that is missing or stale, in this process."""
     import dioptra_assets as da
     from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.selection import SelectionError
 
     try:
-        launched = da.materialize(experiment, log=console.print)
-    except UnknownExperimentError as error:
+        with showing(console):
+            launched = da.materialize(experiment, log=lambda line: None, assets=asset or (), cells=cell or ())
+    except (UnknownExperimentError, SelectionError) as error:
         _complain(error)
         raise typer.Exit(2) from error
     console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
     failed: dict[str, list[str]] = {}
-    for cell, why in launched.failed.items():
-        failed.setdefault(why, []).append(str(cell))
+    for one, why in launched.failed.items():
+        failed.setdefault(why, []).append(str(one))
     for why, cells in failed.items():
         _complain(f"{', '.join(cells)} failed: {why}")
     if launched.skipped:
@@ -54,17 +85,48 @@ def materialize(
 @app.command()
 def demo() -> None:
     """Run the experiment `digits` from its data to its report, and say where everything is."""
-    console.print("Handwritten digits: training two models, attacking each, evaluating both on every adversarial set.")
+    _say("Handwritten digits: training two models, attacking each, evaluating both on every adversarial set.")
     materialize("digits")
     transfer("digits")
     gate("digits")
     report("digits", None)
-    console.print("graph:  `make ui`, then http://127.0.0.1:3000/locations/dioptra_assets/asset-groups/digits/lineage")
-    console.print('python: import dioptra_assets as da; da.load("digits/evasion_metrics")')
+    _say("graph:  `make ui`, then http://127.0.0.1:3000/locations/dioptra_assets/asset-groups/digits/lineage")
+    _say('python: import dioptra_assets as da; da.load("digits/evasion_metrics")')
+
+
+@app.command(name="list")
+def list_experiments(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of an experiment: its assets and their cells.", autocompletion=completion.experiments
+        ),
+    ] = None,
+    every_cell: Annotated[bool, typer.Option("--cells", help="Every cell with its state, a line each.")] = False,
+) -> None:
+    """List the experiments, or the assets of one: how many cells each has, and how many are up to date."""
+    from dioptra_assets import overview
+    from dioptra_assets.launch import UnknownExperimentError
+
+    try:
+        assets = overview.assets(experiment)
+    except UnknownExperimentError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    if every_cell:
+        for asset in assets:
+            for path, state in asset.states.items():
+                console.print(f"{state:<10}  {path}", soft_wrap=True, markup=False, highlight=False)
+        return
+    table = Table("experiment" if experiment is None else "asset", "cells", "up to date", "stale", "missing")
+    for name, states in overview.counted(assets, by_experiment=experiment is None).items():
+        counts = [str(states[state]) for state in ("up to date", "stale", "missing")]
+        table.add_row(escape(name), str(sum(states.values())) or "", *counts)
+    console.print(table)
 
 
 @app.command()
-def transfer(experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]) -> None:
+def transfer(experiment: Experiment) -> None:
     """Print the transfer matrix of an experiment: every model on the images made on every model."""
     import dioptra_assets as da
 
@@ -90,7 +152,7 @@ def transfer(experiment: Annotated[str, typer.Argument(help="Name of an experime
 
 
 @app.command()
-def gate(experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]) -> None:
+def gate(experiment: Experiment) -> None:
     """Hold the stored numbers of an experiment against its gates.
 
     Ends with 1 where a gate that blocks does not hold, with 2 where there is none or a cell it judges is missing.
@@ -119,7 +181,7 @@ def gate(experiment: Annotated[str, typer.Argument(help="Name of an experiment, 
 
 @app.command()
 def report(
-    experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
+    experiment: Experiment,
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the report of an experiment to an HTML file."""
@@ -136,8 +198,16 @@ def report(
     help="Run one entry point: dioptra-assets run fgm -P model_architecture=le_net -P eps=0.3",
 )
 def run_entry_point(
-    name: Annotated[str | None, typer.Argument(metavar="ENTRY_POINT", help="For example train, fgm or miface.")] = None,
-    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-P", help="One parameter, name=value.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ENTRY_POINT", help="For example train, fgm or miface.", autocompletion=completion.entry_points
+        ),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-P", help="One parameter, name=value.", autocompletion=completion.parameters),
+    ] = None,
     depends_on: Annotated[list[str] | None, typer.Option(help="Id of a job that must have finished.")] = None,
     help_wanted: Annotated[bool, typer.Option("--help", help="Show the parameters of the entry point.")] = False,
 ) -> None:
@@ -155,7 +225,8 @@ def run_entry_point(
         if help_wanted:
             _explain(entry_point(name).name)
             return
-        job = submit_job(name, " ".join(f"-P {shlex.quote(one)}" for one in parameter or ()), depends_on)
+        with showing(console):
+            job = submit_job(name, " ".join(f"-P {shlex.quote(one)}" for one in parameter or ()), depends_on)
     except (EntryPointError, ServerError) as error:
         _complain(error)
         raise typer.Exit(2) from error
@@ -222,6 +293,10 @@ def _cause(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> B
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error
+
+
+def _say(what: str) -> None:
+    console.print(what, soft_wrap=True, markup=False, highlight=False)
 
 
 def _complain(what: object) -> None:

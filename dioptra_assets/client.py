@@ -8,7 +8,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from html import escape
@@ -160,32 +160,39 @@ def catalog() -> pd.DataFrame:
     )
 
 
-def materialize(experiment: str, log: Callable[[str], None] = print) -> "Launched":
+def materialize(
+    experiment: str,
+    log: Callable[[str], None] = print,
+    *,
+    assets: Collection[str] = (),
+    cells: Collection[str] = (),
+) -> "Launched":
     """Compute every cell of an experiment that is missing or stale, in this process.
 
     Args:
         experiment: its name, e.g. `digits`.
         log: gets a line for each asset.
+        assets: only these and what they are made from, e.g. `["model"]`; `"model+"` is also what is made from it.
+        cells: only these and what they are made from, e.g. `["le_net|fgm_0.3"]`; `*` stands for anything.
 
     Returns:
         Which cells were computed, failed or skipped, and how many were up to date.
 
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
+        SelectionError: an asset or a cell that the experiment does not have.
         ExperimentError: when an experiment file is wrong.
     """
-    import dagster as dg
-
     from dioptra_assets.definitions import defs
     from dioptra_assets.launch import materialize_experiment
 
-    home.home().mkdir(parents=True, exist_ok=True)
-    os.environ["DAGSTER_HOME"] = str(home.home())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+    with warnings.catch_warnings(), home.instance() as instance:
         warnings.simplefilter("ignore")
         store = CellStore(home.store_url())
-        return materialize_experiment(defs(), experiment, instance=instance, store=store, log=log)
+        return materialize_experiment(
+            defs(), experiment, instance=instance, store=store, log=log, assets=assets, cells=cells
+        )
 
 
 def tracking_uri() -> str:

@@ -30,6 +30,7 @@ def code_location(package: Path) -> dg.Definitions:
     By default steps of a run share one process, so a backfill of many cells imports TensorFlow once.
     """
     check_files(package / "defs")  # before Dagster reads them
+    home.read_env_file()
     tree = dg.ComponentTree.for_project(path_within_project=package)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)

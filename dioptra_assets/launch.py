@@ -4,7 +4,9 @@ The UI, `dg launch` and backfills do the same through Dagster's launcher. Here o
 executor was chosen does it all, so TensorFlow is imported once, and neither a web server nor a daemon is needed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import statistics
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
 from dioptra_assets.interrupts import closing, noticed, saying
 from dioptra_assets.leftovers import clear_leftovers, end_led_runs, leader
+from dioptra_assets.selection import Selected, expected, select
 from dioptra_assets.staleness import stale_cells
 from dioptra_assets.step_output import to_the_log_alone
 from partitions.keys import partition_key_of, partition_of
@@ -28,6 +31,9 @@ from resources.user import user_name, user_tags
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+# How often is looked at what other processes have computed.
+COUNT_SECONDS = 2.0
 
 
 class UnknownExperimentError(LookupError):
@@ -76,6 +82,8 @@ def materialize_experiment(
     store: CellStore,
     log: Callable[[str], None] = lambda line: None,
     module: str = "dioptra_assets.definitions",
+    assets: Collection[str] = (),
+    cells: Collection[str] = (),
 ) -> Launched:
     """Compute every cell of an experiment that is missing or stale; a failed cell does not stop the others.
 
@@ -86,9 +94,12 @@ def materialize_experiment(
         store: where values are kept.
         log: gets a line for each asset.
         module: where other processes find the code location, as `defs`, when the executor that was chosen has any.
+        assets: these alone and what they are made from, see :func:`dioptra_assets.selection.select`.
+        cells: these alone and what they are made from.
 
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
+        SelectionError: an asset or a cell that there is not.
     """
     graph = defs.resolve_asset_graph()
     levels = graph.toposorted_asset_keys_by_level
@@ -101,26 +112,31 @@ def materialize_experiment(
             f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
         )
     job = defs.resolve_implicit_global_asset_job_def()
-    with partition_loading_context(dynamic_partitions_store=instance), leading(instance):
-        return _materialize(graph, job, keys, instance=instance, store=store, log=log, module=module)
+    with partition_loading_context(dynamic_partitions_store=instance), leading(instance) as board:
+        wanted = select(graph, keys, assets, cells)
+        board.expected = _expected(graph, wanted, instance, store)
+        board.remembered = _remembered(board.expected, instance)
+        return _materialize(graph, job, wanted, instance=instance, store=store, log=log, module=module)
 
 
 @contextmanager
-def leading(instance: dg.DagsterInstance) -> Iterator[None]:
+def leading(instance: dg.DagsterInstance) -> Iterator[progress.Board]:
     """Lead runs from this process: an interruption ends them all, and nothing begins after it.
+
+    Gives the board that says how far they are.
 
     Raises:
         Interrupted, KeyboardInterrupt: where a signal came, see :func:`dioptra_assets.interrupts.noticed`.
     """
     with ExitStack() as stack:
-        stack.enter_context(progress.board())
+        board = stack.enter_context(progress.board())
         check = stack.enter_context(noticed())
         stack.enter_context(saying(progress.kept))
         stack.enter_context(closing(lambda: end_led_runs(instance)))
         stack.enter_context(to_the_log_alone())
         _checks.append(check)
         try:
-            yield
+            yield board
             check()
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -137,7 +153,7 @@ _checks: list[Callable[[], None]] = []
 def _materialize(
     graph: Any,
     job: dg.JobDefinition,
-    keys: Sequence[dg.AssetKey],
+    wanted: Selected,
     *,
     instance: dg.DagsterInstance,
     store: CellStore,
@@ -146,10 +162,10 @@ def _materialize(
 ) -> Launched:
     launched = Launched()
     clear_leftovers(instance)
-    for key in keys:
+    for key, partitions in wanted.items():
         definition = graph.get(key).partitions_def
-        cells = _cells(key, definition, graph.get(key).metadata[DIMENSIONS])
-        todo = _to_compute(graph, key, cells, instance, store)
+        cells = cells_of(graph, key, partitions)
+        todo = to_compute(graph, key, cells, instance, store)
         launched.fresh += len(cells) - len(todo)
         upstream = {ancestor.to_user_string() for ancestor in graph.get_ancestor_asset_keys(key)}
         in_the_way = [cell for cell in launched.failed if cell.asset in upstream]
@@ -160,7 +176,8 @@ def _materialize(
         todo = {partition: cell for partition, cell in todo.items() if partition not in blocked}
         progress.begin(key.to_user_string(), len(todo))
         if todo:
-            log(f"{key.to_user_string()}: {len(todo)} of {len(cells)} cells")
+            fresh = f", {len(cells) - len(todo):,} are up to date" if len(cells) > len(todo) else ""
+            log(f"{key.to_user_string()}: computing {len(todo):,} {'cell' if len(todo) == 1 else 'cells'}{fresh}")
         for tags, chosen in _runs(definition, list(todo)):
             result = _execute(job, key, instance=instance, tags=tags, module=module)
             if not result.success:
@@ -206,7 +223,7 @@ def _materialize_cell(
     key = dg.AssetKey(cell.asset.split("/"))
     partition = partition_key_of(cell.partition)
     clear_leftovers(instance)
-    computed = bool(_to_compute(defs.resolve_asset_graph(), key, {partition: cell}, instance, store))
+    computed = bool(to_compute(defs.resolve_asset_graph(), key, {partition: cell}, instance, store))
     progress.begin(cell.asset, int(computed))
     if computed:
         job = defs.resolve_implicit_global_asset_job_def()
@@ -247,25 +264,80 @@ def _executed(
             run_config=QUIET, asset_selection=[key], instance=instance, tags=tags, raise_on_error=False
         )
     repository = ReconstructableRepository.for_module(module, "defs")
-    return dg.execute_job(
-        repository.get_reconstructable_job(job.name),
-        instance=instance,
-        run_config=QUIET,
-        tags=tags,
-        asset_selection=[key],
-        raise_on_error=False,
+    with _counting_what_others_compute(key, instance):
+        return dg.execute_job(
+            repository.get_reconstructable_job(job.name),
+            instance=instance,
+            run_config=QUIET,
+            tags=tags,
+            asset_selection=[key],
+            raise_on_error=False,
+        )
+
+
+@contextmanager
+def _counting_what_others_compute(key: dg.AssetKey, instance: dg.DagsterInstance) -> Iterator[None]:
+    """Tell how far a run is whose cells report themselves to Dagster alone, since other processes compute them."""
+    over, before = threading.Event(), _last_event(key, instance)
+
+    def count() -> None:
+        seen = before
+        while not over.wait(COUNT_SECONDS):
+            wanted = dg.AssetRecordsFilter(key, after_storage_id=seen)
+            for record in instance.fetch_materializations(wanted, limit=1000, ascending=True).records:
+                seen = record.storage_id
+                progress.ended()
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _last_event(key: dg.AssetKey, instance: dg.DagsterInstance) -> int:
+    records = instance.fetch_materializations(key, limit=1).records
+    return records[0].storage_id if records else 0
+
+
+def cells_of(graph: Any, key: dg.AssetKey, wanted: Collection[str | None] | None) -> dict[str | None, Cell]:
+    """Partition key -> cell of those that are wanted (None: all), in the order of the partitions."""
+    definition, dimensions = graph.get(key).partitions_def, tuple(graph.get(key).metadata[DIMENSIONS])
+    keys = definition.get_partition_keys() if definition else [None]
+    return {
+        partition: Cell(key.to_user_string(), partition_of(dimensions, partition))
+        for partition in keys
+        if wanted is None or partition in wanted
+    }
+
+
+def _expected(graph: Any, wanted: Selected, instance: dg.DagsterInstance, store: CellStore) -> dict[str, int]:
+    """Asset -> how many cells will be computed, as far as it can be told beforehand."""
+    cells = {key: cells_of(graph, key, partitions) for key, partitions in wanted.items()}
+    stale = {key: to_compute(graph, key, found, instance, store).values() for key, found in cells.items()}
+    return expected(
+        graph,
+        {key: [cell.partition for cell in found] for key, found in stale.items()},
+        {key: [cell.partition for cell in found.values()] for key, found in cells.items()},
     )
 
 
-def _cells(
-    key: dg.AssetKey, definition: dg.PartitionsDefinition[str] | None, dimensions: Sequence[str]
-) -> dict[str | None, Cell]:
-    """Partition key -> cell, in the order of the partitions."""
-    keys = definition.get_partition_keys() if definition else [None]
-    return {partition: Cell(key.to_user_string(), partition_of(tuple(dimensions), partition)) for partition in keys}
+def _remembered(assets: Mapping[str, int], instance: dg.DagsterInstance) -> dict[str, float]:
+    """Asset -> seconds that one of its cells took lately, of those of which any will be computed."""
+    remembered = {}
+    for asset, count in assets.items():
+        if count:
+            key = dg.AssetKey(asset.split("/"))
+            events = [record.asset_materialization for record in instance.fetch_materializations(key, limit=9).records]
+            seconds = [event.metadata["seconds"].value for event in events if event and "seconds" in event.metadata]
+            if seconds:
+                remembered[asset] = statistics.median(float(str(one)) for one in seconds)
+    return remembered
 
 
-def _to_compute(
+def to_compute(
     graph: Any, key: dg.AssetKey, cells: Mapping[str | None, Cell], instance: dg.DagsterInstance, store: CellStore
 ) -> dict[str | None, Cell]:
     """The cells that Dagster does not know, or knows to be stale, or that the store does not hold."""

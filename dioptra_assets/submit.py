@@ -80,7 +80,7 @@ def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str |
     config_of(entry_point, parse_parameters(entry_point, parameters), model="model")
     waits = [depends_on] if isinstance(depends_on, str) else list(depends_on or ())
     config = {"entry_point": entry_point, "parameters": parameters, "depends_on": waits}
-    server = os.environ.get(SERVER_VARIABLE)
+    server = _server()
     return _submitted(server, entry_point, config) if server else _run_here(entry_point, config)
 
 
@@ -93,7 +93,7 @@ def get_job_by_id(job_id: str) -> Job:
     """
     from dioptra_assets.jobs import CELL_TAG, ENTRY_POINT_TAG, MLFLOW_RUN_TAG
 
-    server = os.environ.get(SERVER_VARIABLE)
+    server = _server()
     status, tags = _asked(server, job_id) if server else _recorded(job_id)
     return Job(
         job_id,
@@ -102,6 +102,11 @@ def get_job_by_id(job_id: str) -> Job:
         tags.get(CELL_TAG, ""),
         tags.get(MLFLOW_RUN_TAG, ""),
     )
+
+
+def _server() -> str | None:
+    home.read_env_file()
+    return os.environ.get(SERVER_VARIABLE)
 
 
 class ServerError(RuntimeError):
@@ -115,15 +120,13 @@ def _run_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
-    import dagster as dg
-
     from dioptra_assets.definitions import defs
     from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
-    from dioptra_assets.launch import QUIET, failure_reason
+    from dioptra_assets.launch import QUIET, failure_reason, leading
+    from dioptra_assets.leftovers import leader
 
-    home.home().mkdir(parents=True, exist_ok=True)
-    os.environ["DAGSTER_HOME"] = str(home.home())
-    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with warnings.catch_warnings(), home.instance() as instance, leading(instance):
         warnings.simplefilter("ignore")
         result = (
             defs()
@@ -132,7 +135,7 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
                 run_config={**_run_config(config), **QUIET},
                 instance=instance,
                 raise_on_error=False,
-                tags={ENTRY_POINT_TAG: entry_point, **user_tags(user_name())},
+                tags={ENTRY_POINT_TAG: entry_point, **leader(), **user_tags(user_name())},
             )
         )
     job = get_job_by_id(result.run_id)
@@ -140,10 +143,7 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
 
 
 def _recorded(job_id: str) -> tuple[str, dict[str, str]]:
-    import dagster as dg
-
-    os.environ["DAGSTER_HOME"] = str(home.home())
-    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+    with warnings.catch_warnings(), home.instance() as instance:
         warnings.simplefilter("ignore")
         run = instance.get_run_by_id(job_id)
     if run is None:

@@ -11,10 +11,17 @@ A file `.env` in the checkout, or the one that `DIOPTRA_ASSETS_ENV` names, holds
 """
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 from dotenv import load_dotenv
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 
 def project_root() -> Path | None:
@@ -24,7 +31,10 @@ def project_root() -> Path | None:
 
 
 def read_env_file() -> None:
-    """Take settings from the file `.env`; what the environment says stays. Empty: no file."""
+    """Take settings from the file `.env`; what the environment says stays. Empty: no file.
+
+    Called by whatever looks settings up, and not when a module is imported.
+    """
     configured = os.environ.get("DIOPTRA_ASSETS_ENV")
     root = project_root()
     path = Path(configured) if configured else root / ".env" if root and configured is None else None
@@ -34,13 +44,32 @@ def read_env_file() -> None:
 
 def home() -> Path:
     """The folder that holds everything unless a setting moves it."""
+    read_env_file()
     if configured := os.environ.get("DAGSTER_HOME"):
         return Path(configured).expanduser().resolve()
     return project_root() or Path(platformdirs.user_data_dir("dioptra-assets"))
 
 
+@contextmanager
+def instance() -> "Iterator[DagsterInstance]":
+    """Dagster's instance of the home, whatever `DAGSTER_HOME` says elsewhere; the environment stays as it is.
+
+    A home without a `dagster.yaml` gets the project's, so that every way to run cells finds the same settings there.
+    """
+    from dagster import DagsterInstance
+    from dagster._core.instance.ref import InstanceRef
+
+    folder, root = home(), project_root()
+    folder.mkdir(parents=True, exist_ok=True)
+    if root and not (folder / "dagster.yaml").exists():
+        shutil.copy(root / "dagster.yaml", folder)
+    with DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as opened:
+        yield opened
+
+
 def store_url() -> str:
     """Where assets are stored: an absolute folder, or an `s3://` URL."""
+    read_env_file()
     configured = os.environ.get("DIOPTRA_ASSETS_STORE")
     if configured and "://" in configured:
         return configured.rstrip("/")
@@ -49,17 +78,16 @@ def store_url() -> str:
 
 def tracking_uri() -> str:
     """The MLflow tracking URI."""
+    read_env_file()
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow' / 'mlflow.db'}"
 
 
 def mlflow_ui() -> str:
     """Where MLflow's pages are looked at when its tracking URI is a database; `make mlflow` serves them there."""
+    read_env_file()
     return os.environ.get("DIOPTRA_ASSETS_MLFLOW_UI", "http://127.0.0.1:5000")
 
 
 def artifact_location() -> str:
     """Where MLflow keeps artifacts when its tracking URI is a database; empty lets a server decide."""
     return "" if tracking_uri().startswith("http") else str(home() / "mlflow" / "artifacts")
-
-
-read_env_file()

@@ -1,0 +1,63 @@
+"""What there is: every asset of the experiments, and which of its cells are up to date, stale or missing."""
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dagster._core.definitions.partitions.context import partition_loading_context
+
+from dioptra_assets.definitions import defs
+from dioptra_assets.launch import UnknownExperimentError, cells_of, to_compute
+from resources import home
+from resources.cells import CellStore
+
+State = Literal["up to date", "stale", "missing"]
+
+
+@dataclass(frozen=True)
+class AssetOverview:
+    """One asset.
+
+    Attributes:
+        asset: its key with slashes.
+        states: path of each cell -> its state.
+    """
+
+    asset: str
+    states: Mapping[str, State]
+
+
+def assets(experiment: str | None = None) -> list[AssetOverview]:
+    """Every asset of an experiment, or of all of them, in the order of the graph.
+
+    Raises:
+        UnknownExperimentError: when there is no such experiment.
+    """
+    store, found = CellStore(home.store_url()), []
+    with warnings.catch_warnings(), home.instance() as instance, partition_loading_context(None, instance):
+        warnings.simplefilter("ignore")
+        graph = defs().resolve_asset_graph()
+        keys = [key for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
+        known = sorted({key.path[0] for key in keys})
+        if experiment is not None and experiment not in known:
+            raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
+        for key in keys:
+            if experiment in (None, key.path[0]):
+                cells = cells_of(graph, key, None)
+                due = to_compute(graph, key, cells, instance, store).values()
+                held = store.found(list(due))
+                states: dict[str, State] = {cell.path: "up to date" for cell in cells.values()}
+                states |= {cell.path: "stale" if cell in held else "missing" for cell in due}
+                found.append(AssetOverview(key.to_user_string(), states))
+    return sorted(found, key=lambda one: one.asset.partition("/")[0])
+
+
+def counted(found: Sequence[AssetOverview], *, by_experiment: bool) -> dict[str, Counter[str]]:
+    """Name -> state -> cells, of each asset or of each experiment."""
+    counts: dict[str, Counter[str]] = {}
+    for one in found:
+        name = one.asset.partition("/")[0] if by_experiment else one.asset
+        counts.setdefault(name, Counter()).update(one.states.values())
+    return counts
