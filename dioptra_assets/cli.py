@@ -60,17 +60,19 @@ def materialize(
     ] = None,
 ) -> None:
     """Compute every cell of an experiment that is missing or stale, in this process."""
-    import dioptra_assets as da
-    from dioptra_assets.launch import UnknownExperimentError
-    from dioptra_assets.selection import SelectionError
+    with showing(console):
+        # Here, since they take seconds of which the display says something.
+        import dioptra_assets as da
+        from dioptra_assets.launch import UnknownExperimentError
+        from dioptra_assets.selection import SelectionError
 
-    try:
-        with showing(console):
+        try:
             launched = da.materialize(experiment, log=lambda line: None, assets=asset or (), cells=cell or ())
-    except (UnknownExperimentError, SelectionError) as error:
-        _complain(error)
-        raise typer.Exit(2) from error
-    console.print(f"{len(launched.computed)} cells computed, {launched.fresh} were up to date")
+        except (UnknownExperimentError, SelectionError) as error:
+            _complain(error)
+            raise typer.Exit(2) from error
+    count = len(launched.computed)
+    console.print(f"{count:,} {'cell' if count == 1 else 'cells'} computed, {launched.fresh:,} were up to date")
     failed: dict[str, list[str]] = {}
     for one, why in launched.failed.items():
         failed.setdefault(why, []).append(str(one))

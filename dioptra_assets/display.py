@@ -35,6 +35,8 @@ def showing(console: Console) -> Iterator[None]:
 def line(board: progress.Board) -> str:
     """One line that says what is computed, how much of it is done, and how long it will still take."""
     cells = "1 cell" if board.of == 1 else f"{board.of:,} cells"
+    if board.left == board.of and not board.within:
+        return f"{board.asset}: computing {cells}; {_overall(board)}"
     where = f"{board.cell.removeprefix(board.asset + '/')} {board.within}, " if board.within else ""
     done = f"{board.of - board.left:,} of {cells}" if board.of > 1 else ""
     here = (where + done).rstrip(", ") or "1 cell"

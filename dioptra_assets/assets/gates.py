@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 
 from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.robustness.gates import GATE_COLUMNS, Gate, judge
 from partitions.attacks import Family
 from partitions.configs import config_hash
@@ -48,7 +49,7 @@ def _gate_asset(spec: ExperimentSpec, family: Family) -> dg.AssetsDefinition:
         columns=GATE_COLUMNS,
         code_version=config_hash({"gates": [gate.model_dump() for gate in gates]}),
         checks=[
-            dg.AssetCheckSpec(
+            partitioned_check(
                 gate.name,
                 asset=asset_key(spec, name),
                 description=gate.rule,

@@ -15,6 +15,7 @@ from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell
 from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
+from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.examples import NO_DEFENCE
@@ -68,7 +69,7 @@ def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         pool=GPU_POOL,
         params=dict,
         checks=[
-            dg.AssetCheckSpec(
+            partitioned_check(
                 name,
                 asset=asset_key(branch, "model"),
                 description=description,
