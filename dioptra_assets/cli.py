@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from dioptra_assets import housekeeping_cli
 from resources import home
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -191,6 +192,9 @@ def _explain(name: str) -> None:
         facts = [kind, bounds, f"default {default}" if default else ""]
         console.print(f"\n-P [bold]{escape(parameter)}[/bold]  {escape(', '.join(filter(None, facts)))}")
         console.print(Padding(escape(meaning), (0, 0, 0, 4)))
+
+
+housekeeping_cli.register(app)
 
 
 def main() -> None:
