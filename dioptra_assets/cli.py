@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from dioptra_assets import completion
+from dioptra_assets import completion, housekeeping_cli
 from dioptra_assets.display import showing
 from resources import home
 
@@ -274,6 +274,9 @@ def worker(
     from resources import workers
 
     raise typer.Exit(workers.serve(workers.worker_commands(workers.chosen_gpus(gpus))))
+
+
+housekeeping_cli.register(app)
 
 
 def main() -> None:

@@ -40,6 +40,11 @@ def attack_document(attack: BaseModel) -> dict[str, Any]:
     return attack.model_dump(mode="json")
 
 
+def documents(entries: Mapping[str, BaseModel]) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a section as JSON values, in their order."""
+    return [(key, attack_document(entry)) for key, entry in entries.items()]
+
+
 def attack_of(document: Mapping[str, Any], family: Family = "evasion") -> Any:
     """The attack config that :func:`attack_document` wrote."""
     return METHODS[family][document["method"]].model_validate(dict(document))

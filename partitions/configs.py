@@ -159,6 +159,18 @@ def _sentence(mistake: Any, where: str, within: str, model: type[BaseModel]) -> 
     return f"{where}{field}: {fault}"
 
 
+def edition(version: str, *shown: object) -> str:
+    """The code version of what shows entries of an experiment file beside its inputs: another where they are edited.
+
+    Without it what goes over all cells would not be stale when an entry is taken out: no cell that is left has changed.
+
+    Args:
+        version: raised when the computation changes.
+        shown: JSON values; the order of names counts where they are given as a list.
+    """
+    return f"{version}-{config_hash({'shown': shown})[:12]}"
+
+
 def config_hash(document: Mapping[str, Any]) -> str:
     """The hash of a config's values."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -20,20 +20,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
 FORMAT = 1
 VERSION = r"\d{8}T\d{6}-[0-9a-f]{8}"
+A_MANIFEST = re.compile(rf"{VERSION}/manifest\.json")
 IN_A_VERSION = re.compile(rf"(?P<folder>.+?)/versions/(?P<name>{VERSION}/.+)")
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 # A superseded version stays this long for readers that opened it before it was superseded.
 KEEP_SUPERSEDED = timedelta(hours=1)
+# Between a manifest and its pointer lie a look at the sizes and one at the run.
+SETTLED = timedelta(minutes=1)
 REMOTE_TIMEOUT = timedelta(seconds=30)
 CONNECT_TIMEOUT = timedelta(seconds=5)
 # Parts of a file on their way at once: four of 5 MB still arrive within the timeout at 6 Mbit/s.
@@ -55,6 +61,14 @@ class MissingCellError(LookupError):
 
 class DamagedCellError(RuntimeError):
     """What is stored is not what was written."""
+
+
+class OtherFormatError(StoreError):
+    """Something was written by a release that stores in another format; it is whole, and not for this one."""
+
+
+class LostCellError(DamagedCellError):
+    """What was materialized is not in the store any more, or nothing leads to it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,12 @@ class Manifest(BaseModel):
     files: dict[str, FileRecord]
 
 
+class _Format(BaseModel):
+    """What every manifest says, of whatever format."""
+
+    format: int
+
+
 @dataclass(frozen=True)
 class StoredCell:
     """A version that can be read: its manifest has been checked, and all its files are there at their full size."""
@@ -147,6 +167,19 @@ class StoredCell:
         for name in self.manifest.files:
             self.read(name)
 
+    def copy_to(self, other: "CellStore") -> None:
+        """Serve this very version in another store, each byte verified on its way.
+
+        Raises:
+            DamagedCellError: when a file is missing or altered; nothing is served there then.
+        """
+        manifest = self.manifest.model_dump_json(indent=1).encode()
+        for name in self.manifest.files:
+            other.put(f"{self.prefix}/{name}", self.read(name))
+        other.put(f"{self.prefix}/{MANIFEST}", manifest)
+        pointer = Pointer(version=self.version, manifest_sha256=sha256(manifest))
+        other.put(f"{self.cell.path}/{CURRENT}", pointer.model_dump_json().encode())
+
     def check_sizes(self) -> None:
         """Compare which files there are, and their sizes, with the manifest, without reading any.
 
@@ -181,22 +214,17 @@ class CellWriter:
     def commit(
         self, data_version: str, attributes: Mapping[str, Any], guard: Callable[[], None] = lambda: None
     ) -> StoredCell:
-        """Serve this version from now on; keep the served one, to the byte, where it already has this content.
+        """Serve this version from now on; keep the served one, to the byte, where it says the same already.
 
         Args:
-            data_version: hash of the content. It alone decides whether anything changed.
-            attributes: JSON facts for readers.
+            data_version: hash of the content; what is made from this cell is stale where it changes.
+            attributes: JSON facts for readers. Where they alone differ they are served, under the same data version.
             guard: called last before the switch; raising keeps the old version served.
 
         Returns:
             The version that is served now.
         """
         current = self.store.find(self.cell)
-        if current and current.manifest.data_version == data_version and current.manifest.kind == self.kind:
-            with contextlib.suppress(DamagedCellError):
-                current.verify()
-                self.committed = current
-                return current
         manifest = Manifest(
             format=FORMAT,
             kind=self.kind,
@@ -209,6 +237,11 @@ class CellWriter:
             files=self.files,
         )
         content = manifest.model_dump_json(indent=1).encode()
+        if current and says(current.manifest) == says(Manifest.model_validate_json(content)):
+            with contextlib.suppress(DamagedCellError):
+                current.verify()
+                self.committed = current
+                return current
         stored = StoredCell(self.store, self.cell, self.version, manifest)
         self.store.put(f"{stored.prefix}/{MANIFEST}", content)
         # Another writer may have taken the files of a very slow one for those of a killed one.
@@ -307,10 +340,13 @@ class CellStore:
 
         Raises:
             MissingCellError: when there is none.
+            LostCellError: when there are versions, and no pointer says which is served.
             DamagedCellError: when the manifest or a file is missing, truncated or altered.
         """
         stored = self.find(cell, check=True)
         if stored is None:
+            if any(A_MANIFEST.fullmatch(name) for name in self.sizes(f"{cell.path}/versions")):
+                raise LostCellError(_lost_pointer(cell.path))
             raise MissingCellError(missing_message(cell))
         return stored
 
@@ -327,6 +363,26 @@ class CellStore:
             if check:
                 raise
             return None
+
+    def open_folder(self, folder: str) -> StoredCell:
+        """What is served in the folder of a cell, as :meth:`open` does by the cell.
+
+        Raises:
+            LostCellError, DamagedCellError: as :meth:`open`.
+        """
+        served = self._served(folder)
+        if served is None:
+            raise LostCellError(_lost_pointer(folder))
+        version, manifest = served
+        stored = StoredCell(self, Cell(manifest.asset, manifest.partition), version, manifest)
+        stored.check_sizes()
+        return stored
+
+    def version_of(self, folder: str) -> str | None:
+        """The version that is served in the folder of a cell; None where there is none, or the pointer is damaged."""
+        with contextlib.suppress(ValidationError):
+            return Pointer.model_validate_json(self.get(f"{folder}/{CURRENT}") or b"").version
+        return None
 
     def found(self, cells: Collection[Cell]) -> dict[Cell, StoredCell]:
         """Those of some cells of one asset that can be read, as :meth:`find` tells one by one, in their order.
@@ -363,17 +419,39 @@ class CellStore:
         """Every cell that is served below an asset key or an experiment, in the order of their paths.
 
         Raises:
+            LostCellError: when one has versions, and no pointer says which is served.
             DamagedCellError: when the pointer or the manifest of one is missing or altered.
         """
-        folders = sorted(
-            path.removesuffix(f"/{CURRENT}") for path in self._list(prefix) if path.endswith(f"/{CURRENT}")
-        )
-        served = [self._served(folder) for folder in folders]
+        pointers, written = set(), {}
+        for path, moment in self._written(prefix).items():
+            if path.endswith(f"/{CURRENT}"):
+                pointers.add(path.removesuffix(f"/{CURRENT}"))
+            elif (found := IN_A_VERSION.match(path)) and A_MANIFEST.fullmatch(found["name"]):
+                written[found["folder"]] = max(moment, written.get(found["folder"], moment))
+        # A manifest that has just been written is about to get its pointer.
+        settled = datetime.now(UTC) - SETTLED
+        lost = [folder for folder, moment in written.items() if folder not in pointers and moment < settled]
+        if lost:
+            raise LostCellError("\n".join(map(_lost_pointer, sorted(lost))))
+        served = [self._served(folder) for folder in sorted(pointers)]
         return [Cell(manifest.asset, manifest.partition) for _, manifest in filter(None, served)]
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """File name -> bytes of everything below a folder."""
         return {path.removeprefix(f"{prefix}/"): size for path, size in self._list(prefix).items()}
+
+    def sizes_below(self, prefix: str) -> dict[str, int]:
+        """Path -> bytes of every file below an asset key or an experiment; of the whole store where it is empty."""
+        return self._list(prefix)
+
+    def forget(self, cell: Cell) -> None:
+        """Serve nothing of a cell any more; its versions stay until they are removed."""
+        try:
+            obstore.delete(self.objects, f"{cell.path}/{CURRENT}")
+        except (FileNotFoundError, NotFoundError):
+            pass
+        except Exception as error:
+            raise self._failure(f"remove {cell.path}/{CURRENT}", error) from error
 
     def _served(self, folder: str) -> tuple[str, Manifest] | None:
         """Version and manifest that CURRENT in the folder of a cell leads to, None where there is no CURRENT."""
@@ -385,16 +463,24 @@ class CellStore:
             pointer = Pointer.model_validate_json(content)
         except ValidationError as error:
             raise DamagedCellError(_damage(folder, path, "is not a pointer to a version")) from error
-        path = f"{folder}/versions/{pointer.version}/{MANIFEST}"
+        named_by, path = path, f"{folder}/versions/{pointer.version}/{MANIFEST}"
         content = self.get(path)
-        if content is None or sha256(content) != pointer.manifest_sha256:
-            raise DamagedCellError(_damage(folder, path, "was altered or lost"))
+        if content is None:
+            raise DamagedCellError(_damage(folder, path, f"is lost, or {named_by}, which leads to it, was altered"))
+        if sha256(content) != pointer.manifest_sha256:
+            what = f"has not the digest that {named_by} holds of it: one of the two was altered"
+            raise DamagedCellError(_damage(folder, path, what))
         try:
+            written = _Format.model_validate_json(content).format
+            if written != FORMAT:
+                raise OtherFormatError(
+                    f"{folder} was stored in format {written} by another release of dioptra-assets, this one reads and"
+                    f" writes format {FORMAT}: read it with that release, or give this one a store of its own"
+                    " (DIOPTRA_ASSETS_STORE)"
+                )
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
-            raise DamagedCellError(_damage(folder, path, "has another format")) from error
-        if manifest.format != FORMAT:
-            raise DamagedCellError(_damage(folder, path, f"has format {manifest.format}, this release reads {FORMAT}"))
+            raise DamagedCellError(_damage(folder, path, "is no manifest")) from error
         if (owner := Cell(manifest.asset, manifest.partition).path) != folder:
             raise DamagedCellError(_damage(folder, path, f"belongs to {owner}"))
         return pointer.version, manifest
@@ -427,9 +513,15 @@ class CellStore:
 
     def _list(self, prefix: str) -> dict[str, int]:
         """Path -> bytes of every object below a folder."""
+        return {entry["path"]: entry["size"] for entry in self._entries(prefix)}
+
+    def _written(self, prefix: str) -> dict[str, datetime]:
+        """Path -> when it was written, of every object below a folder."""
+        return {entry["path"]: entry["last_modified"] for entry in self._entries(prefix)}
+
+    def _entries(self, prefix: str) -> list["ObjectMeta"]:
         try:
-            pages = obstore.list(self.objects, prefix)
-            return {entry["path"]: entry["size"] for page in pages for entry in page}
+            return [entry for page in obstore.list(self.objects, prefix) for entry in page]
         except Exception as error:
             raise self._failure(f"list {prefix}", error) from error
 
@@ -449,9 +541,21 @@ def missing_message(cell: Cell) -> str:
     return f"{cell} has not been materialized: `{command}` makes it"
 
 
+def says(manifest: Manifest) -> tuple[str, str, dict[str, Any]]:
+    """What two versions must share for the second to be superfluous."""
+    return manifest.kind, manifest.data_version, manifest.attributes
+
+
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _lost_pointer(folder: str) -> str:
+    return (
+        f"{folder} is lost: there are versions of it, and no pointer {folder}/{CURRENT} says which is served (it was"
+        " deleted, or the process that wrote the first was killed); materialize the cell again, or restore the file"
+    )
 
 
 def _damage(cell: Cell | str, path: str, what: str) -> str:

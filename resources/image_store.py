@@ -54,7 +54,8 @@ def write_image_set(
         guard: called last before the set is served.
 
     Returns:
-        The set that is served now, with the hash of pixels, index and class names as data version.
+        The set that is served now. Its data version is the hash of pixels, index, class names and, where the
+        attributes have one, of the seed, which every table of its numbers repeats.
 
     Raises:
         NonFiniteError: when a pixel is NaN or infinite, naming its image.
@@ -78,6 +79,8 @@ def write_image_set(
         content, version = packed(index)
         digest.update(version.encode())
         writer.put(INDEX, content)
+        if (seed := (attributes or {}).get("seed")) is not None:
+            digest.update(f"seed {seed}".encode())
         facts = {"n": n, "image_shape": list(image_shape), "class_names": list(class_names), **(attributes or {})}
         return writer.commit(digest.hexdigest(), facts, guard)
 

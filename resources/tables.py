@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.util import hash_pandas_object
 
-from resources.cells import READERS, Cell, CellStore, StoredCell
+from resources.cells import READERS, Cell, CellStore, StoredCell, sha256
 
 KIND = "table"
 FILE = "table.parquet"
@@ -25,8 +26,10 @@ def write_table(
     run_id: str = "",
     guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
-    """Store a table; its data version is the hash of its columns and values."""
+    """Store a table; its data version is the hash of its columns, values and attributes, which later tables repeat."""
     content, version = packed(table)
+    if attributes:
+        version = sha256(f"{version}{json.dumps(attributes, sort_keys=True)}".encode())
     with store.write(cell, KIND, run_id) as writer:
         writer.put(FILE, content)
         return writer.commit(version, {"rows": len(table), **(attributes or {})}, guard)

@@ -284,6 +284,14 @@ class Tracking(dg.ConfigurableResource):
             raise LookupError(f"there is no version {version or 'at all'} of the registered model {name!r}: {known}")
         return dict(max(chosen, key=lambda one: int(one.version)).tags)
 
+    def client(self) -> "MlflowClient":
+        """MLflow's own client, connected.
+
+        Raises:
+            TrackingUnavailable: when MLflow is not there.
+        """
+        return self._connect()
+
     def _connect(self) -> "MlflowClient":
         uri = self.mlflow_tracking_uri
         scheme = self._checked_scheme()

@@ -12,7 +12,7 @@ from dioptra_assets.display import line, showing
 from dioptra_assets.launch import materialize_experiment
 from resources import home
 from resources.cells import CellStore
-from tests import made_up
+from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS
 
 

@@ -19,7 +19,7 @@ from dioptra_assets import interrupts
 from dioptra_assets.launch import Launched, materialize_experiment
 from resources import home
 from resources.cells import CellStore
-from tests import made_up
+from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS, Lab
 
 SECONDS = 5.0
@@ -60,7 +60,7 @@ if folder:
     from tests.conftest import Lab
     definitions.defs, experiment = Lab(Path(folder)).defs, "tiny"
 else:
-    from tests import made_up
+    from tests import made_up_cells as made_up
     definitions.defs, experiment = made_up.defs, "made_up"
 sys.argv = ["dioptra-assets", "materialize", experiment]
 with progress.listening(listener):

@@ -45,6 +45,7 @@ def adversarial_set_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         kinds={"tensorflow", "numpy"},
         pool=GPU_POOL,
         params=lambda partition: attack_document(spec.attacks[partition[ATTACK]]) | dict(partition),
+        seeded=True,
     )
 
 

@@ -230,6 +230,8 @@ def cell_asset(
     pool: str | None = None,
     params: Callable[[Mapping[str, str]], Mapping[str, Any]] | None = None,
     code_version: str = "1",
+    seeded: bool = False,
+    edits: bool = True,
     checks: Sequence[dg.AssetCheckSpec] = (),
 ) -> dg.AssetsDefinition:
     """An asset of an experiment.
@@ -247,6 +249,8 @@ def cell_asset(
         pool: the pool its steps run in, for those that train or attack; they ask their executor for a GPU.
         params: from a partition to the parameters logged to MLflow; an asset without them has no MLflow run.
         code_version: raised when the computation changes, so that what it made before becomes stale.
+        seeded: whether it draws with the seed of the experiment, and is stale where that is edited.
+        edits: whether automation asks for it when its declaration is edited, and not only when its inputs change.
         checks: on this asset; every `CellResult` holds a result for each.
     """
     asset_spec = dg.AssetSpec(
@@ -256,9 +260,9 @@ def cell_asset(
         group_name=spec.name,
         kinds=kinds,
         owners=list(spec.owners),
-        code_version=code_version,
+        code_version=f"{code_version}-{spec.seed}" if seeded else code_version,
         partitions_def=partitions_of(spec, dimensions, family),
-        automation_condition=_automation() if spec.automation and not spec.branch else None,
+        automation_condition=_automation(edits=edits) if spec.automation and not spec.branch else None,
         metadata={DIMENSIONS: list(dimensions)}
         | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
     )
@@ -336,7 +340,7 @@ def cell_asset(
     return materialize
 
 
-def _automation() -> dg.AutomationCondition:
+def _automation(*, edits: bool) -> dg.AutomationCondition:
     """Compute a cell when it goes missing, when what it is declared by is edited, or what it is made from has changed.
 
     By content: an input that was computed again with the same value changes nothing. What fails is tried again when
@@ -346,9 +350,11 @@ def _automation() -> dg.AutomationCondition:
     changed = (
         condition.newly_missing()
         | (condition.initial_evaluation() & condition.missing())
-        | condition.code_version_changed()
         | condition.any_deps_match(condition.data_version_changed())
-    ).since(condition.newly_requested() | condition.newly_updated())
+    )
+    if edits:
+        changed |= condition.code_version_changed()
+    changed = changed.since(condition.newly_requested() | condition.newly_updated())
     return changed & ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
 
 

@@ -65,6 +65,7 @@ def _defence_assets(spec: ExperimentSpec, name: str, defence: Defence) -> list[d
             kinds={"numpy"},
             params=lambda partition: attack_document(defence) | dict(partition),
             code_version=code_version,
+            seeded=True,
         )
 
     assets: list[dg.AssetsDefinition] = []
@@ -148,6 +149,7 @@ def _fitted_assets(spec: ExperimentSpec, name: str, defence: Defence, code_versi
             kinds={"numpy"},
             params=lambda _: attack_document(defence),
             code_version=code_version,
+            seeded=True,
         ),
         cell_asset(
             spec,
@@ -159,6 +161,7 @@ def _fitted_assets(spec: ExperimentSpec, name: str, defence: Defence, code_versi
             kinds={"tensorflow"},
             pool=GPU_POOL,
             params=lambda partition: attack_document(spec.architectures[partition[ARCHITECTURE]]),
+            seeded=True,
         ),
     ]
 
@@ -183,4 +186,5 @@ def _adaptive_asset(spec: ExperimentSpec, name: str, defence: Defence, code_vers
         pool=GPU_POOL,
         params=lambda partition: attack_document(spec.attacks[partition[ATTACK]]) | dict(partition),
         code_version=f"{code_version}-{spec.eot_samples}",
+        seeded=True,
     )

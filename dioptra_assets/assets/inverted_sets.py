@@ -11,6 +11,7 @@ from dioptra_assets.robustness.image_set import encode_png, tile
 from dioptra_assets.robustness.inversion import INVERTED_COLUMNS, ModelInversion, invert
 from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
 from partitions.attacks import attack_document
+from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device
@@ -47,6 +48,7 @@ def inverted_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             kinds={"tensorflow", "numpy"},
             pool=GPU_POOL,
             params=lambda partition: attack_document(spec.inversions[partition[ATTACK]]) | dict(partition),
+            seeded=True,
         ),
         cell_asset(
             spec,
@@ -62,6 +64,7 @@ def inverted_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             columns=INVERSION_METRIC_COLUMNS,
             pool=GPU_POOL,
             params=dict,
+            code_version=edition("1", list(spec.architectures)),
         ),
     ]
 

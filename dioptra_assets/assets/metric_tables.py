@@ -17,7 +17,8 @@ from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS, metric_table
 from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.seeds import derive_seed
-from partitions.attacks import attack_of
+from partitions.attacks import attack_of, documents
+from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device
@@ -56,6 +57,9 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             columns=EXAMPLE_COLUMNS,
             pool=GPU_POOL,
             params=dict,
+            # Their rows are of these targets and defences, in this order.
+            code_version=edition("1", list(spec.architectures), documents(spec.defences)),
+            seeded=bool(spec.defences),
         ),
         cell_asset(
             spec,

@@ -46,6 +46,7 @@ def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             kinds={"tensorflow"},
             pool=GPU_POOL,
             params=lambda partition: spec.architectures[partition[ARCHITECTURE]].model_dump(mode="json"),
+            seeded=True,
         ),
         clean_predictions_asset(spec),
     ]

@@ -25,6 +25,7 @@ from dioptra_assets.robustness.poisoning import (
 )
 from dioptra_assets.robustness.training import split_rows
 from partitions.attacks import attack_document
+from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device
@@ -77,6 +78,9 @@ def poisoned_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             [POISONING_CONFIG, "training_set", *([every(spec, "model")] if proxies else [])],
             {"numpy"},
             pool=GPU_POOL,
+            # A clean-label attack that names no proxy takes the first architecture.
+            code_version=edition("1", list(spec.architectures)[:1]) if proxies else "1",
+            seeded=True,
         ),
         poisoning_asset(
             "poison_manifest",
@@ -101,6 +105,7 @@ def poisoned_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             {"tensorflow"},
             dimensions=(ARCHITECTURE, ATTACK),
             pool=GPU_POOL,
+            seeded=True,
         ),
     ]
 

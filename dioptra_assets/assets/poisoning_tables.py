@@ -19,6 +19,7 @@ from dioptra_assets.robustness.poisoning import (
 )
 from dioptra_assets.robustness.poisoning.metrics import CLEAN_CONTROL, ModelKind
 from dioptra_assets.robustness.predictions import predict
+from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
@@ -60,6 +61,7 @@ def poisoning_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             columns=POISONING_EXAMPLE_COLUMNS,
             pool=GPU_POOL,
             params=dict,
+            code_version=edition("1", list(spec.defences)),
         ),
         cell_asset(
             spec,
@@ -85,6 +87,7 @@ def poisoning_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         kinds={"pandas"},
         columns=CURVE_COLUMNS,
         params=lambda _: {},
+        code_version=edition("1", list(spec.architectures), list(spec.poisonings)),
     )
     return [*tables, curve]
 

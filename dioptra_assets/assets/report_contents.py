@@ -51,6 +51,7 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
     from dioptra_assets.robustness.plots import loss_curves, security_curves, transfer_heat_map
 
     spec = cell.spec
+    _refuse_older_attacks(cell, inputs)
     metrics, missing = present_metrics(cell) if spec.attacks else (pd.DataFrame(), [])
     sets = [cell.read(name) for name in (*(["training_set"] if spec.trains else []), "testing_set")]
     models, _ = cell.present("model", by_architecture(cell))
@@ -110,6 +111,22 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
             *([(METRICS_FILE.format(spec.name), "metric table")] if len(metrics) > MOST_ROWS else []),
         ],
     )
+
+
+def _refuse_older_attacks(cell: CellContext, inputs: ReportInputs) -> None:
+    """A page that says one eps above the numbers of another would be worse than none."""
+    older = [
+        stored.cell.path
+        for stored in inputs.sets
+        if stored.cell.asset == f"{cell.spec.name}/adversarial_set"
+        and stored.manifest.attributes["attack"] != attack_document(cell.spec.attacks[stored.cell.partition[ATTACK]])
+    ]
+    if older:
+        raise LookupError(
+            f"{cell.cell} is withheld: the file has been edited since {', '.join(older[:5])}"
+            f"{' and others' if len(older) > 5 else ''} were made; materialize them first,"
+            f" `dioptra-assets materialize {cell.spec.name}`"
+        )
 
 
 def _strongest(metrics: pd.DataFrame, attacks: list[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """What the cells of an experiment say together: transfer matrix, security curves, and the report."""
 
+import json
+
 import dagster as dg
 import pandas as pd
 
@@ -7,12 +9,13 @@ from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.gates import gated_families
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.pictures import picture
-from dioptra_assets.assets.report_contents import has_curves, report_data
+from dioptra_assets.assets.report_contents import declaration, has_curves, report_data
 from dioptra_assets.assets.report_inputs import present_inputs
 from dioptra_assets.assets.report_records import report_records
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS, defence_comparison, security_curve, transfer_matrix
 from dioptra_assets.robustness.report import render_report
+from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from resources.documents import write_report
 from resources.tables import write_table
@@ -47,6 +50,8 @@ SHOWN_MISSING = 1000
 def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     """`transfer_matrix`, `security_curves`, `defence_comparison` and `report`, over all cells that exist."""
     assets = []
+    # Which cells they go over, and in which order.
+    shown = edition("1", list(spec.architectures), list(spec.attacks), list(spec.defences))
     if spec.attacks:
         assets.append(
             cell_asset(
@@ -58,6 +63,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
                 kinds={"pandas"},
                 columns={name: METRIC_COLUMNS[name] for name in _transfer_columns()},
                 params=lambda _: {},
+                code_version=shown,
             )
         )
     if has_curves(spec):
@@ -71,6 +77,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
                 kinds={"pandas"},
                 columns=CURVE_COLUMNS,
                 params=lambda _: {},
+                code_version=shown,
             )
         )
     if spec.attacks and spec.defences:
@@ -85,6 +92,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
                 kinds={"pandas"},
                 columns=COMPARISON_COLUMNS,
                 params=lambda _: {},
+                code_version=shown,
             )
         )
     tables = {
@@ -111,7 +119,9 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         ],
         kinds={"html"},
         params=lambda _: {},
-        code_version="2",
+        # All that the file declares is on it; numbers of an entry that was edited come when they have been measured.
+        code_version=edition("3", json.dumps(declaration(spec))),
+        edits=False,
     )
     return [*assets, report]
 

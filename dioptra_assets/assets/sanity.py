@@ -8,6 +8,7 @@ from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.sanity import CHECKS, SanityResult, noisy, sanity_checks
+from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
@@ -38,6 +39,8 @@ def sanity_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         columns=SANITY_COLUMNS,
         pool=GPU_POOL,
         params=lambda _: {},
+        code_version=edition("1", list(spec.architectures), list(spec.attacks), list(spec.defences)),
+        seeded=True,
         checks=[
             dg.AssetCheckSpec(
                 name, asset=asset_key(spec, "sanity"), description=description, blocking=spec.sanity == "block"

@@ -18,7 +18,16 @@ import pandas as pd
 import pytest
 
 from resources import cells
-from resources.cells import Cell, CellStore, DamagedCellError, MissingCellError, StoreError, sha256
+from resources.cells import (
+    Cell,
+    CellStore,
+    DamagedCellError,
+    LostCellError,
+    MissingCellError,
+    OtherFormatError,
+    StoreError,
+    sha256,
+)
 from resources.documents import read_config, write_config
 from resources.tables import read_table, write_table
 
@@ -384,7 +393,7 @@ def test_a_damaged_file_is_an_error_that_names_it(
     path = files_of(store)[name]
     damage(path)
     if (name, how) == ("CURRENT", "deleted"):
-        with pytest.raises(MissingCellError):
+        with pytest.raises(LostCellError, match=f"{CELL.path} is lost: there are versions of it, and no pointer"):
             store.open(CELL)
     else:
         # A pointer whose version was altered leads to a manifest that is not there.
@@ -448,8 +457,38 @@ def test_a_manifest_of_another_format_is_refused(store: CellStore):
     paths["manifest.json"].write_bytes(manifest)
     pointer = json.loads(paths["CURRENT"].read_text()) | {"manifest_sha256": sha256(manifest)}
     paths["CURRENT"].write_text(json.dumps(pointer))
-    with pytest.raises(DamagedCellError, match="has format 9, this release reads 1"):
+    for look in (store.open, store.find, lambda cell: store.cells("digits"), lambda cell: write(store, "two")):
+        with pytest.raises(OtherFormatError, match=r"was stored in format 9 by another release .* writes format 1"):
+            look(CELL)
+
+
+def test_a_pointer_whose_digest_was_altered_is_named_beside_the_manifest(store: CellStore):
+    write(store, "one")
+    path = files_of(store)["CURRENT"]
+    pointer = json.loads(path.read_text())
+    path.write_text(json.dumps(pointer | {"manifest_sha256": "0" * 64}))
+    said = r"manifest\.json has not the digest that \S+/CURRENT holds of it: one of the two was altered"
+    with pytest.raises(DamagedCellError, match=said):
         store.open(CELL)
+
+
+def test_facts_that_alone_differ_are_served_under_the_same_data_version(store: CellStore):
+    served = []
+    for facts in ({"judged": "one", "rate": 0.1, "pair": (1, 2)}, {"judged": "two"}, {"judged": "two"}):
+        with store.write(CELL, "test") as writer:
+            writer.put("a.bin", b"a")
+            served.append(writer.commit("same", facts))
+    assert store.open(CELL).manifest.attributes == {"judged": "two"}
+    assert served[0].version != served[1].version == served[2].version
+    assert {one.manifest.data_version for one in served} == {"same"}
+
+
+def test_a_table_whose_facts_differ_has_another_data_version(store: CellStore):
+    versions = [
+        write_table(store, CELL, pd.DataFrame({"n": [1]}), attributes=facts).manifest.data_version
+        for facts in ({"missing": []}, {"missing": ["x"]}, {"missing": []})
+    ]
+    assert versions[0] == versions[2] != versions[1]
 
 
 # ---- nothing stored is code ----------------------------------------------------------------------------------------
@@ -537,6 +576,16 @@ def test_a_look_at_many_cells_at_once_finds_what_a_look_at_each_finds(store: Cel
     assert store.found(asked) == {cell: store.open(cell) for cell in asked if cell in there}
     assert set(store.found(asked[:9])) == {asked[0], *asked[6:9]}
     assert set(store.found([])) == set()
+
+
+def test_listing_names_a_cell_that_lost_its_pointer_unless_its_writer_may_be_about_to_write_it(store: CellStore):
+    write(store, "one")
+    paths = files_of(store)
+    paths["CURRENT"].unlink()
+    assert store.cells("digits") == []
+    os.utime(paths["manifest.json"], (1.7e9, 1.7e9))
+    with pytest.raises(LostCellError, match=f"{CELL.path} is lost"):
+        store.cells("digits")
 
 
 def test_listing_names_a_damaged_cell(store: CellStore):

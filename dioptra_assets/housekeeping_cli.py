@@ -1,0 +1,149 @@
+"""The commands that keep house: `clean`, `verify`, `export`, `import`, `backup`."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from resources import home
+
+console = Console()
+errors = Console(stderr=True)
+Name = Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(verify)
+    app.command(name="export")(export_archive)
+    app.command(name="import")(import_archive)
+    app.command()(clean)
+    app.command(name="backup")(backup_home)
+
+
+def verify(
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment; all where it is left out.")] = "",
+) -> None:
+    """Read every byte of the store and compare it with the manifests; ends with 1 where anything is not as written."""
+    from dioptra_assets.housekeeping import verify_store
+    from resources.cells import CellStore
+
+    found = verify_store(CellStore(home.store_url()), experiment)
+    for fault in found.faults:
+        _complain(fault)
+    _say(f"{found.cells} cells in {found.versions} versions, {found.size:,} bytes read, {len(found.faults)} faults")
+    if found.faults:
+        raise typer.Exit(1)
+
+
+def export_archive(
+    experiment: Name, target: Annotated[Path, typer.Argument(help="The file to write, e.g. digits.tar.")]
+) -> None:
+    """Write all stored cells of an experiment to one file, which `import` takes into another store."""
+    from dioptra_assets.archive import ArchiveError, export_experiment
+    from resources.cells import CellStore
+
+    try:
+        cells = export_experiment(CellStore(home.store_url()), experiment, target)
+    except FileExistsError as error:
+        _complain(f"{target} is there already")
+        raise typer.Exit(2) from error
+    except (ArchiveError, LookupError) as error:
+        _complain(error)
+        raise typer.Exit(1) from error
+    _say(f"{target}: {cells} cells of {experiment}, {target.stat().st_size:,} bytes")
+
+
+def import_archive(
+    source: Annotated[Path, typer.Argument(help="A file that `export` wrote.")],
+    replace: Annotated[bool, typer.Option(help="Serve its cells where this store has others.")] = False,
+) -> None:
+    """Take an exported experiment into this store. All is checked first; where anything is wrong nothing is taken."""
+    from dioptra_assets.archive import ArchiveError, import_experiment
+    from resources.cells import CellStore
+
+    try:
+        experiment, taken, there = import_experiment(CellStore(home.store_url()), source, replace=replace)
+    except ArchiveError as error:
+        _complain(error)
+        raise typer.Exit(1) from error
+    _say(f"{taken} cells of {experiment} taken in, {there} were here already")
+
+
+def clean(
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment; all where it is left out.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only listed.")] = False,
+    days: Annotated[int, typer.Option(min=0, help="Failed runs older than this are removed.")] = 30,
+) -> None:
+    """List, or remove, what nobody needs: cells of removed entries, superseded versions, and old runs."""
+    import dagster as dg
+    from dagster._core.instance.ref import InstanceRef
+
+    from dioptra_assets import housekeeping
+    from dioptra_assets.definitions import defs
+    from dioptra_assets.launch import UnknownExperimentError
+    from resources.cells import CellStore
+    from resources.tracking import Tracking, TrackingUnavailable
+
+    store = CellStore(home.store_url())
+    try:
+        declared = housekeeping.declared_cells(defs().resolve_asset_graph(), experiment)
+    except UnknownExperimentError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    found = housekeeping.rubbish(store, declared)
+    tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
+    client = None
+    try:
+        client = tracking.client()
+        experiments = {asset.split("/")[0] for asset in declared}
+        found.mlflow_runs = housekeeping.orphaned_mlflow_runs(client, store, found, experiments)
+    except TrackingUnavailable as error:
+        _complain(f"MLflow is not looked at: {error}")
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home.home()))) as instance:
+        found.dagster_runs = housekeeping.old_runs(instance, timedelta(days=days))
+        for cell in found.cells:
+            _say(f"cell of a removed entry: {cell}")
+        _say(
+            f"{len(found.cells)} cells of removed entries, {len(found.versions)} versions that nobody reads,"
+            f" {found.size:,} bytes; {len(found.mlflow_runs)} MLflow runs without a cell; {len(found.dagster_runs)}"
+            f" failed runs older than {days} days"
+        )
+        if not yes:
+            _say("nothing was removed: `--yes` removes it")
+            return
+        housekeeping.remove_rubbish(store, found)
+        for run in found.mlflow_runs:
+            assert client is not None
+            client.delete_run(run)
+        for run in found.dagster_runs:
+            instance.delete_run(run)
+    _say("removed")
+
+
+def backup_home(
+    target: Annotated[Path, typer.Argument(help="An empty folder, or one to be made.")],
+) -> None:
+    """Copy the embedded home while it is in use: Dagster's and MLflow's databases and the store, verified.
+
+    The copy is a home: DAGSTER_HOME set to it, or its content put back, restores everything.
+    """
+    from dioptra_assets.housekeeping import BackupError, backup
+    from resources.cells import CellStore
+
+    try:
+        cells = backup(home.home(), CellStore(home.store_url()), target)
+    except BackupError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    _say(f"{target}: {cells} cells, and the databases of Dagster and MLflow; DAGSTER_HOME={target} looks into it")
+
+
+def _say(what: str) -> None:
+    console.print(what, soft_wrap=True, markup=False, highlight=False)
+
+
+def _complain(what: object) -> None:
+    errors.print(str(what), style="red", soft_wrap=True, markup=False, highlight=False)
