@@ -18,6 +18,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+from dioptra_assets.backlog import tell_mlflow
 from dioptra_assets.interrupts import closing, noticed, saying
 from dioptra_assets.leftovers import clear_leftovers, end_led_runs, leader
 from dioptra_assets.selection import Selected, expected, select
@@ -100,6 +101,7 @@ def materialize_experiment(
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
         SelectionError: an asset or a cell that there is not.
+        StoreError: when the store does not answer, before anything is computed.
     """
     graph = defs.resolve_asset_graph()
     levels = graph.toposorted_asset_keys_by_level
@@ -112,11 +114,14 @@ def materialize_experiment(
             f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
         )
     job = defs.resolve_implicit_global_asset_job_def()
+    store.check_answer()
     with partition_loading_context(dynamic_partitions_store=instance), leading(instance) as board:
         wanted = select(graph, keys, assets, cells)
         board.expected = _expected(graph, wanted, instance, store)
         board.remembered = _remembered(board.expected, instance)
-        return _materialize(graph, job, wanted, instance=instance, store=store, log=log, module=module)
+        launched = _materialize(graph, job, wanted, instance=instance, store=store, log=log, module=module)
+    tell_mlflow((defs.resources or {})["tracking"], store, instance, log)
+    return launched
 
 
 @contextmanager

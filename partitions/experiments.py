@@ -138,6 +138,7 @@ class ExperimentSpec:
         watch: which registered models are attacked beside those trained here.
         automation: whether stale cells and new registered models are computed without being asked for.
         schedule: when they are all the same: five cron fields in UTC, or nothing.
+        cell_limit: the most cells that one kind of asset may come to.
         branch: the part of the graph that is meant, where it is not the experiment itself: see :func:`branch_of`.
     """
 
@@ -159,6 +160,7 @@ class ExperimentSpec:
     watch: Watch | None = None
     automation: bool = False
     schedule: str = ""
+    cell_limit: int = 25_000
     branch: str = ""
 
     @property
@@ -224,6 +226,7 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         watch=file.watch,
         automation=file.automation,
         schedule=file.schedule,
+        cell_limit=file.cell_limit,
         gates=gate_rules(
             name, file.gates, {"evasion": families["evasion"], "poisoning": families["poisoning"]}, defences
         ),

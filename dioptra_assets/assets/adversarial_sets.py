@@ -1,7 +1,8 @@
 """Adversarial sets: the testing set, attacked."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.configs import ATTACK_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
+from dioptra_assets.assets.one_pass import Change, Passing
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.attacks import perturb_set
-from dioptra_assets.robustness.attacks.base import ThreatModel
+from dioptra_assets.robustness.attacks.base import AttackedBatch, ThreatModel
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, encode_png, tile
 from partitions.attacks import attack_document
 from partitions.experiments import ExperimentSpec
@@ -62,10 +64,12 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
     testing_set = read_image_set(cell.read("testing_set"))
     device = prepare_device()
     seed = attack.seed if attack.seed is not None else cell.seed
+    clean = Passing(testing_set.pixels)
+    change = Change(clean.shape, shown_rows(testing_set))
     attacked = perturb_set(
         attack,
         load(stored_model),
-        testing_set,
+        replace(testing_set, pixels=clean),
         seed=seed,
         class_count=len(testing_set.class_names),
         progress=cell.progress("attacked"),
@@ -73,7 +77,7 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
     stored = write_image_set(
         cell.store,
         cell.cell,
-        (ImageBatch(batch.images, batch.index) for batch in attacked),
+        _watched(attacked, clean, change),
         n=len(testing_set),
         image_shape=testing_set.image_shape,
         class_names=testing_set.class_names,
@@ -85,7 +89,6 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
         **cell.publishing,
     )
     adversarial_set = read_image_set(stored)
-    changed, largest = _perturbation(testing_set, adversarial_set)
     with cell.mlflow_run() as run:
         if run:
             run.log_tags({"device": device, "seed": str(seed)})
@@ -94,17 +97,15 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
     return CellResult(
         stored,
         {
-            "clean, adversarial, difference": picture(
-                _comparison(testing_set, adversarial_set), f"{architecture} attacked by {key}"
-            ),
+            "clean, adversarial, difference": picture(_comparison(change), f"{architecture} attacked by {key}"),
             "threat model": threat_model_table(attack.threat_model()),
             "device": device,
             "seed": seed,
         },
         {
             "n": len(adversarial_set),
-            "share of images changed": changed,
-            "largest change of a pixel": largest,
+            "share of images changed": change.share,
+            "largest change of a pixel": change.largest,
             "images without gradient": float(adversarial_set.index["zero_gradient"].sum()),
             "queries per image": float(adversarial_set.index["queries"].mean()),
         },
@@ -116,27 +117,21 @@ def shown_rows(clean: ImageSet) -> np.ndarray:
     return clean.index.drop_duplicates("label").sort_values("label").index[:SHOWN_IMAGES].to_numpy(np.int64)
 
 
-def _comparison(clean: ImageSet, adversarial: ImageSet) -> bytes:
+def _watched(attacked: Iterable[AttackedBatch], clean: Passing, change: Change) -> Iterator[ImageBatch]:
+    """The adversarial images on their way to the store, held beside the images they were made of."""
+    done = 0
+    for batch in attacked:
+        change.add(clean.taken(done, done + len(batch.images)), batch.images)
+        done += len(batch.images)
+        yield ImageBatch(batch.images, batch.index)
+
+
+def _comparison(change: Change) -> bytes:
     """Clean above adversarial above their difference, around mid grey, unscaled; without text, in milliseconds."""
-    rows = shown_rows(clean)
-    before, after = clean.images(rows), adversarial.images(rows)
-    picture = tile(np.concatenate([before, after, 0.5 + (after - before) / 2]), columns=len(rows))
+    before, after = change.before, change.after
+    picture = tile(np.concatenate([before, after, 0.5 + (after - before) / 2]), columns=len(before))
     zoom = max(1, 700 // picture.shape[1])
     return encode_png(picture.repeat(zoom, axis=0).repeat(zoom, axis=1))
-
-
-def _perturbation(clean: ImageSet, adversarial: ImageSet) -> tuple[float, float]:
-    """Share of images that differ at all, and the largest difference of any pixel."""
-    changed, largest = 0, 0.0
-    for before, after in _pairs(clean, adversarial):
-        differences = np.abs(after.images - before.images).max(axis=(1, 2, 3))
-        changed += int((differences > 0).sum())
-        largest = max(largest, float(differences.max()))
-    return changed / len(clean), largest
-
-
-def _pairs(clean: ImageSet, adversarial: ImageSet) -> Iterator[tuple[ImageBatch, ImageBatch]]:
-    return zip(clean.batches(), adversarial.batches(), strict=True)
 
 
 def log_archive(run: CellRun, image_set: ImageSet, name: str) -> None:

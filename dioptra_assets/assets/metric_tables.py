@@ -9,6 +9,8 @@ import pandas as pd
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset, every
 from dioptra_assets.assets.models import GPU_POOL
+from dioptra_assets.assets.one_pass import held
+from dioptra_assets.assets.pictures import markdown_table
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.defences import defended
 from dioptra_assets.robustness.distances import set_distances
@@ -80,7 +82,7 @@ def _examples(cell: CellContext) -> CellResult:
     source, key = cell.cell.partition[ARCHITECTURE], cell.cell.partition[ATTACK]
     testing_set = read_image_set(cell.read("testing_set"))
     stored_set = cell.read("adversarial_set", **cell.cell.partition)
-    adversarial_set = read_image_set(stored_set)
+    adversarial_set = held(read_image_set(stored_set))
     targets = [{ARCHITECTURE: architecture} for architecture in cell.architectures()]
     models, missing_models = cell.present("model", targets)
     _, missing_predictions = cell.present("clean_predictions", targets)
@@ -167,7 +169,7 @@ def _target_classes(attack: Attack, adversarial_set: ImageSet) -> pd.Series | No
 
 def _preview(table: pd.DataFrame) -> str:
     shown = table.drop(columns=["adversarial_probabilities", "source", "attack"]).head(8)
-    return shown.round(3).to_markdown(index=False)
+    return markdown_table(shown.round(3))
 
 
 def _metrics(cell: CellContext) -> CellResult:

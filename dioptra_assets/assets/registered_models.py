@@ -164,7 +164,11 @@ def _fetch(cell: CellContext) -> CellResult:
         except (UnsafeModelError, ModelRefused) as error:
             found["loads_without_code"] = str(error).replace(f"{folder}/", "")
     if model is not None:
-        found |= _faults(model, testing_set)
+        try:
+            found |= _faults(model, testing_set)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's model ends in is said of the model
+            said = str(error).strip().partition("\n")[0][:300]
+            found["takes_these_images"] = f"its first call failed: {type(error).__name__}: {said}"
     if model is not None and not found:
         facts = {
             "architecture": name,

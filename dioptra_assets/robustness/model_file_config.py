@@ -13,6 +13,9 @@ from typing import Any
 from dioptra_assets.robustness import model_file_classes as known
 
 MAX_NORMALIZATION_ELEMENTS = 2**26
+# The deepest models of keras.applications have 1,100 layers; Keras builds some seventy a second, and recursively.
+MAX_LAYERS = 2_000
+MAX_CALLS = 2 * MAX_LAYERS  # one layer may be called many times
 
 RESAVE = "Save the model again with Keras 3, `model.save('NAME.keras')`"
 
@@ -33,6 +36,7 @@ def check_config(path: Path, config: dict[str, Any], stored: int, *, legacy: boo
     Raises:
         UnsafeModelError: naming the place in the configuration.
     """
+    _check_layers(path, config)
     for where, node in _dictionaries(config):
         if "class_name" in node:
             _check_object(path, where, node, legacy)
@@ -62,6 +66,18 @@ def check_config(path: Path, config: dict[str, Any], stored: int, *, legacy: boo
                 # The legacy reader turns such texts into functions of Keras.
                 if key != "name" and isinstance(value, str) and value in known.LEGACY_LOOKUPS:
                     raise UnsafeModelError(f"{path}: {where}.{key} = {value!r} names a function. {RESAVE}")
+
+
+def _check_layers(path: Path, config: dict[str, Any]) -> None:
+    layers = calls = 0
+    for _, node in _dictionaries(config):
+        layers += node.get("class_name") in known.LAYERS if isinstance(node.get("class_name"), str) else 0
+        calls += len(node.get("inbound_nodes") or ())
+    if layers > MAX_LAYERS or calls > MAX_CALLS:
+        raise UnsafeModelError(
+            f"{path}: the model has more than {MAX_LAYERS:,} layers or {MAX_CALLS:,} calls of layers. Use a smaller"
+            " model"
+        )
 
 
 def _check_object(path: Path, where: str, node: dict[str, Any], legacy: bool) -> None:

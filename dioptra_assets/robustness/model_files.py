@@ -19,6 +19,7 @@ import numpy as np
 
 from dioptra_assets.robustness.model_file_checks import ModelFile, check_model_file, inspect_model_file
 from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError
+from dioptra_assets.robustness.model_tensors import check_tensors
 
 if TYPE_CHECKING:
     import keras
@@ -32,7 +33,7 @@ def load_model(path: str | Path) -> "keras.Model":
     """Load a Keras model of any origin, uncompiled, without running any code that its file brings.
 
     The model is built without memory for its weights; only when every weight it wants was found in the file, in the
-    right shape, does it become real.
+    right shape, and no tensor within it is absurdly large, does it become real.
 
     Args:
         path: a `.keras` archive or a full HDF5 model (`.h5`, `.hdf5`).
@@ -55,6 +56,7 @@ def load_model(path: str | Path) -> "keras.Model":
                 model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
             raise UnsafeModelError(f"{path}: Keras cannot build this model: {_first_lines(error)}. {RESAVE}") from error
+        check_tensors(path, model)
         wanted = {id(variable) for variable in model.weights}
         for variable in variables:
             is_state = id(variable) not in wanted and math.prod(variable.shape) <= MAX_RANDOM_STATE

@@ -4,6 +4,7 @@ import pickle
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -682,3 +683,76 @@ def test_the_digest_tells_which_layers_are_joined() -> None:
 
     model = joined(False)
     assert weights_digest(copy_of(model, lambda: joined(True))) != weights_digest(model)
+
+
+# What is too large for anyone
+
+
+def written(tmp_path: Path, model: Any) -> Path:
+    """As Keras itself writes it: our own writer would refuse."""
+    path = tmp_path / "large.keras"
+    model.save(path)
+    return path
+
+
+def test_a_model_of_many_thousand_layers_is_refused_before_keras_sees_it(
+    tmp_path: Path, good: dict[str, bytes]
+) -> None:
+    config = json.loads(good["config.json"])
+    stack = config["config"]["layers"]
+    layer = {"module": "keras.layers", "class_name": "Identity", "registered_name": None}
+    stack[1:1] = [
+        {**layer, "config": {"name": f"same_{n}", "trainable": True, "dtype": "float32"}} for n in range(20_000)
+    ]
+    path = pack(tmp_path / "deep.keras", {**good, "config.json": json.dumps(config).encode()})
+    began = time.monotonic()
+    with pytest.raises(UnsafeModelError, match="more than 2,000 layers"):
+        check_model_file(path)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: layers.UpSampling2D(4000), "layer 'bomb' makes 1,024,000,000 numbers of one image"),
+        (lambda: layers.ZeroPadding2D(20_000), "layer 'bomb' makes "),
+        (
+            lambda: keras.Sequential([layers.Flatten(), layers.RepeatVector(10**8, name="bomb")]),
+            "layer 'bomb' makes 6,4",
+        ),
+        (lambda: layers.Resizing(60_000, 60_000), "layer 'bomb' makes 3,600,000,000"),
+    ],
+)
+def test_a_layer_that_blows_an_image_up_is_refused_before_anything_is_computed(
+    tmp_path: Path, make: Callable[[], Any], said: str
+) -> None:
+    bomb = make()
+    if not hasattr(bomb, "layers"):
+        bomb.name = "bomb"
+    pixels = keras.Input((8, 8, 1))
+    inside = bomb(pixels)
+    pooled = layers.GlobalMaxPooling2D()(inside) if len(inside.shape) == 4 else layers.GlobalMaxPooling1D()(inside)
+    path = written(tmp_path, keras.Model(pixels, layers.Dense(3)(pooled)))
+    with pytest.raises(UnsafeModelError) as caught:
+        load_model(path)
+    assert said in str(caught.value)
+    assert "at most 33,554,432 are allowed" in str(caught.value)
+
+
+def test_attention_over_every_pixel_is_counted_with_its_scores(tmp_path: Path) -> None:
+    pixels = keras.Input((128, 128, 1))
+    rows = layers.Reshape((128 * 128, 1))(pixels)
+    seen = layers.MultiHeadAttention(1, 1, name="every_pixel")(rows, rows)
+    path = written(tmp_path, keras.Model(pixels, layers.Dense(3)(layers.GlobalMaxPooling1D()(seen))))
+    with pytest.raises(UnsafeModelError, match="layer 'every_pixel' makes 268,435,456 numbers"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("several", [dict, list])
+def test_a_model_of_several_outputs_is_refused_in_a_sentence(tmp_path: Path, several: type) -> None:
+    pixels = keras.Input((8, 8, 1))
+    flat = layers.Flatten()(pixels)
+    outputs = {"a": layers.Dense(3)(flat), "b": layers.Dense(2)(flat)}
+    path = written(tmp_path, keras.Model(pixels, outputs if several is dict else list(outputs.values())))
+    with pytest.raises(UnsafeModelError, match="of 2 outputs: a classifier gives one tensor of logits"):
+        load_model(path)
