@@ -137,10 +137,11 @@ def prepare_any(
             part = slice(first, first + at_once)
             if not finite[part].all():
                 continue
-            with _seeded_generators([seed, batch.start + first]):
+            position = int(batch.positions[first])
+            with _seeded_generators([seed, position]):
                 attack = make_attack(classifier)
                 watch.begin()
-                made = _generate(attack, images[part].copy(), labels[part], batch.start + first)
+                made = _generate(attack, images[part].copy(), labels[part], position)
             images[part] = np.clip(made, 0.0, 1.0, dtype=np.float32)
             queries[part] = -(-watch.rows() // at_once)
             finite[part] = watch.all_finite()

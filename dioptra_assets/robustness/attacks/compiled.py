@@ -104,10 +104,23 @@ def logits_of(model: Any, images: Tensor) -> Tensor:
     return keras_ops().cast(model(images, training=False), "float32")
 
 
-def loss_gradient(model: Any, images: Tensor, classes: Tensor, class_count: int) -> tuple[Tensor, Tensor]:
-    """Gradient of each image's cross-entropy towards its class in `classes`, and the logits.
+def loss_gradient(
+    model: Any,
+    images: Tensor,
+    classes: Tensor,
+    class_count: int,
+    loss: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's loss, and the logits.
 
     The losses are summed, not averaged, so that an image's gradient does not depend on the size of its batch.
+
+    Args:
+        model: gives logits.
+        images: float32 [rows, height, width, channels].
+        classes: int32 [rows].
+        class_count: number of classes.
+        loss: from logits to the loss of each image, [rows]. Left out: the cross-entropy towards `classes`.
 
     Returns:
         [rows, height, width, channels] and [rows, class_count].
@@ -116,11 +129,12 @@ def loss_gradient(model: Any, images: Tensor, classes: Tensor, class_count: int)
 
     goal = ops.one_hot(classes, class_count, dtype="float32")
 
-    def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of(model, x)
-        return ops.sum(ops.categorical_crossentropy(goal, logits, from_logits=True)), logits
+        losses = loss(logits) if loss else ops.categorical_crossentropy(goal, logits, from_logits=True)
+        return ops.sum(losses), logits
 
-    return gradient(loss, images)
+    return gradient(total, images)
 
 
 @functools.lru_cache(maxsize=16)
