@@ -5,7 +5,6 @@ own predictions, and predicts the whole set to find them), the loss is taken on 
 finite is reported (it would be replaced by zero).
 """
 
-import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 
 from dioptra_assets.robustness.attacks import compiled
 from dioptra_assets.robustness.attacks.base import AttackInput, PerturbBatch, Perturbed
+from dioptra_assets.robustness.kept import made_of
 
 
 def prepare(model: Any, class_count: int, make_attack: Callable[[Any], Any]) -> PerturbBatch:
@@ -124,7 +124,7 @@ def prepare_any(
     watch, classifier = _counting_classifier(model, class_count, probabilities=probabilities)
     with _seeded_generators([seed]):
         make_attack(classifier)  # so that parameters it refuses are known before any work
-    at_start = _compiled_gradient_check(model, class_count)
+    at_start = made_of(model, "gradient check", lambda: _compiled_gradient_check(model, class_count))
 
     def perturb(batch: AttackInput) -> Perturbed:
         rows = len(batch.images)
@@ -242,7 +242,6 @@ def _seeded_generators(seed: list[int]) -> Iterator[None]:
         random.setstate(python_before)
 
 
-@functools.lru_cache(maxsize=8)
 def _compiled_gradient_check(model: Any, class_count: int) -> Callable[..., dict[str, np.ndarray]]:
     ops = compiled.keras_ops()
 

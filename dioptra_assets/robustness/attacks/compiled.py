@@ -4,12 +4,13 @@ Two things differ between the backends of Keras, and :func:`gradient` and :func:
 how a gradient is taken, and how a function is compiled. Functions here take and give backend tensors.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+
+from dioptra_assets.robustness.kept import made_of
 
 Norm = Literal["inf", 1, 2]
 Tensor = Any  # tf.Tensor or jax.Array, as the backend of Keras has it
@@ -76,7 +77,8 @@ def _compile_tensorflow(function: Callable[..., dict[str, Tensor]]) -> Callable[
         nonlocal compiled
         if compiled is None:
             any_rows = [tf.TensorSpec((None, *array.shape[1:]), tf.as_dtype(array.dtype)) for array in arrays]
-            compiled = tf.function(function, input_signature=any_rows, autograph=False)
+            # The traced function itself: called through tf.function, the fifth model that is attacked draws a warning.
+            compiled = tf.function(function, input_signature=any_rows, autograph=False).get_concrete_function()
         results = compiled(*(tf.convert_to_tensor(array) for array in arrays))
         return {name: result.numpy() for name, result in results.items()}
 
@@ -137,7 +139,6 @@ def loss_gradient(
     return gradient(total, images)
 
 
-@functools.lru_cache(maxsize=16)
 def compiled_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.ndarray]]:
     """By how much, in logits, images miss the goal: a function of images and classes, compiled once for a model.
 
@@ -145,6 +146,10 @@ def compiled_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.n
     largest other less that of the class to reach; negative where the image is classified as wanted) and `finite` (bool
     [rows]: all logits were finite).
     """
+    return made_of(model, ("margins", targeted), lambda: _compile_margins(model, targeted))
+
+
+def _compile_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.ndarray]]:
     ops = keras_ops()
 
     def margins(images: Tensor, goals: Tensor) -> dict[str, Tensor]:

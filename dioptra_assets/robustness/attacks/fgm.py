@@ -1,6 +1,5 @@
 """The fast gradient method."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from dioptra_assets.robustness.attacks import art_engine, compiled
 from dioptra_assets.robustness.attacks.base import Attack, AttackInput, PerturbBatch, Perturbed, ThreatModel
 from dioptra_assets.robustness.attacks.losses import Loss, LossField, check_loss, loss_of
+from dioptra_assets.robustness.kept import made_of
 
 MOST_LEVELS = 1000
 
@@ -152,7 +152,6 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
         )
 
 
-@functools.lru_cache(maxsize=16)
 def _compiled_fgm(
     model: Any, class_count: int, norm: compiled.Norm, levels: tuple[float, ...], *, loss: Loss, targeted: bool
 ) -> Callable[..., dict[str, np.ndarray]]:
@@ -160,6 +159,13 @@ def _compiled_fgm(
 
     Compiled once for a model: the attacks of a sweep differ in eps alone.
     """
+    key = "fgm", class_count, norm, levels, loss, targeted
+    return made_of(model, key, lambda: _compile_fgm(model, class_count, norm, levels, loss=loss, targeted=targeted))
+
+
+def _compile_fgm(
+    model: Any, class_count: int, norm: compiled.Norm, levels: tuple[float, ...], *, loss: Loss, targeted: bool
+) -> Callable[..., dict[str, np.ndarray]]:
     ops = compiled.keras_ops()
 
     def reached(logits: compiled.Tensor, goals: compiled.Tensor) -> compiled.Tensor:

@@ -1,6 +1,5 @@
 """Projected gradient descent and the basic iterative method."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from dioptra_assets.robustness.attacks import art_engine, compiled
 from dioptra_assets.robustness.attacks.base import Attack, AttackInput, PerturbBatch, Perturbed, ThreatModel
 from dioptra_assets.robustness.attacks.fgm import parse_norm
 from dioptra_assets.robustness.attacks.losses import Loss, LossField, check_loss, loss_of
+from dioptra_assets.robustness.kept import made_of
 
 BallNorm = Literal["inf", 2]
 
@@ -285,7 +285,6 @@ def _better(best: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str
     return kept | {name: best[name] & new[name] for name in ("zero_gradient", "finite")}
 
 
-@functools.lru_cache(maxsize=16)
 def _compiled_pgd(
     model: Any, class_count: int, norm: BallNorm, *, loss: Loss, targeted: bool, judged: bool
 ) -> Callable[..., dict[str, np.ndarray]]:
@@ -295,6 +294,15 @@ def _compiled_pgd(
     of a sweep differ in the sizes alone. With `judged` it also gives each image's `success` and `gain` (the loss,
     negated where targeted), at one more query.
     """
+    key = "pgd", class_count, norm, loss, targeted, judged
+    return made_of(
+        model, key, lambda: _compile_pgd(model, class_count, norm, loss=loss, targeted=targeted, judged=judged)
+    )
+
+
+def _compile_pgd(
+    model: Any, class_count: int, norm: BallNorm, *, loss: Loss, targeted: bool, judged: bool
+) -> Callable[..., dict[str, np.ndarray]]:
     ops = compiled.keras_ops()
 
     def pgd(images: Any, goals: Any, labels: Any, starts: Any, sizes: Any) -> dict[str, compiled.Tensor]:

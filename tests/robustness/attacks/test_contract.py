@@ -68,7 +68,7 @@ CASES = {
     "fgm art": Case({"method": "fgm", "eps": 0.3, "engine": "art"}, np.inf, 0.1),
     "fgm art l2": Case({"method": "fgm", "eps": 1.5, "norm": 2, "engine": "art"}, 2, 0.1),
     "fgm margin": Case({"method": "fgm", "eps": 0.3, "loss": "margin"}, np.inf, 0.1),
-    "fgm dlr targeted": Case({"method": "fgm", "eps": 0.3, "loss": "dlr", "targeted": True}, np.inf, 0.1),
+    "fgm dlr targeted": Case({"method": "fgm", "eps": 0.3, "loss": "dlr", "targeted": True}, np.inf, 0.5),
     "bim margin targeted": Case(
         {"method": "bim", "eps": 0.2, "steps": 5, "loss": "margin", "targeted": True}, np.inf, 0.1
     ),
