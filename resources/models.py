@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.kept import Kept
+from dioptra_assets.robustness.kept import Loaded
 from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
 from resources.cells import Cell, CellStore, StoredCell
 from resources.tables import from_parquet, to_parquet
@@ -79,4 +79,4 @@ def _from_store(version: _Version) -> "keras.Model":
         return load_model(path)
 
 
-_load = Kept(_from_store, lambda _, model: model)
+_load = Loaded(_from_store)

@@ -4,7 +4,6 @@
 0.99
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from dioptra_assets.robustness.attacks.base import ThreatModel
 from dioptra_assets.robustness.attacks.base import _check_model as check_model
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.kept import made_of
 
 STOP_REASONS = ("max_iter", "threshold", "window")
 
@@ -152,7 +152,7 @@ def invert(
     check_model(model, len(class_names))
     labels = np.array(range(len(class_names)) if config.classes is None else config.classes, np.int32)
     begin = _starts(config, image_shape, config.seed if config.seed is not None else seed, training_mean)
-    run = _compiled_miface(model, len(class_names))
+    run = made_of(model, "miface", lambda: _compiled_miface(model, len(class_names)))
     images = np.empty((len(labels), *image_shape), np.float32)
     rows: list[pd.DataFrame] = []
     for first in range(0, len(labels), config.batch_size):
@@ -199,7 +199,6 @@ def _starts(
     return lambda label: mean
 
 
-@functools.lru_cache(maxsize=16)
 def _compiled_miface(model: Any, class_count: int) -> Callable[..., dict[str, np.ndarray]]:
     """The descent as a function of arrays with a row for each class.
 

@@ -1,55 +1,123 @@
-"""Models stay loaded and compiled as long as their parameters together take little memory."""
+"""Models stay loaded, and what was compiled of them too, as long as they take little memory: one cache for both.
+
+What is made of a model holds it in turn, so a cache of its own for each kind of function would keep models that the
+others have given up. Here everything made of a model stands beside it and goes with it.
+"""
 
 import functools
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
+
+from cachetools import LRUCache
 
 # Twenty small models of a transfer experiment stay, of the largest a few.
 KEEP_BYTES = 1_000_000_000
 # However large: the model that is attacked and the one that is evaluated.
 KEEP_AT_LEAST = 2
-# A compiled model takes some megabytes beside its parameters.
-KEEP_AT_MOST = 64
+# What a model takes beside its parameters, and about what a compiled function of it takes.
+OVERHEAD_BYTES = 4_000_000
+# A sweep over something that has to be compiled anew each time does not fill the memory with one model.
+MADE_AT_MOST = 16
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+Key = TypeVar("Key", bound=Hashable)
 
 
-class Kept(Generic[Key, Value]):
-    """A function of one hashable argument that keeps what it made; what was used least lately goes first.
+class _Entry:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.made: LRUCache[Hashable, Any] = LRUCache(MADE_AT_MOST)
+
+    def bytes(self) -> int:
+        return parameter_bytes(self.model) + OVERHEAD_BYTES * (1 + len(self.made))
+
+
+class KeptModels:
+    """Models and what was made of them; what was used least lately goes first.
 
     Args:
-        make: makes a value.
-        model: from an argument and what was made of it to the model whose parameters count.
+        budget: bytes that all of them may take; `KEEP_AT_LEAST` stay whatever they take.
     """
 
-    def __init__(self, make: Callable[[Key], Value], model: Callable[[Key, Value], Any]):
-        functools.update_wrapper(self, make)
-        self._make, self._model = make, model
-        self._kept: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+    def __init__(self, budget: int = KEEP_BYTES) -> None:
+        most = max(budget, KEEP_AT_LEAST)
+        # No model counts for more than its share of those that stay at least.
+        self._entries: LRUCache[int, _Entry] = LRUCache(most, lambda entry: min(entry.bytes(), most // KEEP_AT_LEAST))
         self._lock = threading.RLock()
 
-    def __call__(self, key: Key) -> Value:
-        """What was made of an argument before, else what is made of it now."""
-        with self._lock:
-            if key not in self._kept:
-                value = self._make(key)
-                self._kept[key] = value, parameter_bytes(self._model(key, value))
-            self._kept.move_to_end(key)
-            value, _ = self._kept[key]
-            while len(self._kept) > KEEP_AT_LEAST and (
-                len(self._kept) > KEEP_AT_MOST or sum(size for _, size in self._kept.values()) > KEEP_BYTES
-            ):
-                self._kept.popitem(last=False)
-            return value
+    def __len__(self) -> int:
+        """How many models are kept."""
+        return len(self._entries)
 
-    def cache_clear(self) -> None:
-        """Forget everything."""
+    def use(self, model: Any) -> None:
+        """Keep a model, as the one used last."""
         with self._lock:
-            self._kept.clear()
+            self._entry(model)
+
+    def of(self, model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made of a model under a key, or what is made now.
+
+        A model that only stands before another, and names it as `stands_for`, is kept with that.
+        """
+        with self._lock:
+            entry = self._entry(getattr(model, "stands_for", model))
+            # What is made holds the stand-in, so that its id is not given to another meanwhile.
+            key = id(model), key
+            if key not in entry.made:
+                entry.made[key] = make()
+                self._entries[id(entry.model)] = entry  # it is larger now
+            return entry.made[key]
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._entries.clear()
+
+    def _entry(self, model: Any) -> _Entry:
+        entry = self._entries.get(id(model))
+        if entry is None:
+            entry = self._entries[id(model)] = _Entry(model)
+        return entry
+
+
+_models = KeptModels()
+
+
+def made_of(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` makes of a model: made once for a key, and kept as long as the model is.
+
+    Args:
+        model: a Keras model, or what stands before one and names it as `stands_for`.
+        key: tells apart what is made of one model. Begin it with the name of what is made.
+        make: makes it.
+    """
+    return _models.of(model, key, make)
+
+
+class Loaded(Generic[Key]):
+    """A function that loads a model, and gives one again that is still kept, or used by anybody."""
+
+    def __init__(self, load: Callable[[Key], Any]) -> None:
+        functools.update_wrapper(self, load)
+        self._load = load
+        self._known: weakref.WeakValueDictionary[Key, Any] = weakref.WeakValueDictionary()
+        self._lock = threading.RLock()
+
+    def __call__(self, key: Key) -> Any:
+        """The model of `key`."""
+        with self._lock:
+            model = self._known.get(key)
+            if model is None:
+                model = self._known[key] = self._load(key)
+            _models.use(model)
+            return model
+
+    def forget(self) -> None:
+        """Load every model anew."""
+        with self._lock:
+            self._known.clear()
 
 
 def parameter_bytes(model: Any) -> int:

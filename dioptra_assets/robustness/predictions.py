@@ -8,7 +8,7 @@ import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import DEFAULT_BATCH_SIZE, ImageBatch, ImageSet
-from dioptra_assets.robustness.kept import Kept
+from dioptra_assets.robustness.kept import made_of
 
 # Above this many classes a row of probabilities costs more than everything else in the table together.
 MAX_PROBABILITY_CLASSES = 100
@@ -78,7 +78,8 @@ def _compiled(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: np.asarray(keras.ops.convert_to_numpy(call(keras.ops.convert_to_tensor(images))))
 
 
-_forward = Kept(_compiled, lambda model, _: model)
+def _forward(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+    return made_of(model, "forward", lambda: _compiled(model))
 
 
 def _check_width(logits: np.ndarray, rows: int, image_set: ImageSet) -> None:

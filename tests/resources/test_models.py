@@ -25,7 +25,7 @@ IMAGES = np.random.default_rng(0).random((3, 4, 4, 1), dtype=np.float32)
 
 @pytest.fixture
 def store(tmp_path: Path) -> CellStore:
-    models._load.cache_clear()
+    models._load.forget()
     return CellStore(str(tmp_path / "store"))
 
 

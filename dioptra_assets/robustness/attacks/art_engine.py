@@ -5,7 +5,6 @@ own predictions, and predicts the whole set to find them), the loss is taken on 
 finite is reported (it would be replaced by zero).
 """
 
-import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 
 from dioptra_assets.robustness.attacks import compiled
 from dioptra_assets.robustness.attacks.base import AttackInput, PerturbBatch, Perturbed
+from dioptra_assets.robustness.kept import made_of
 
 
 def prepare(model: Any, class_count: int, make_attack: Callable[[Any], Any]) -> PerturbBatch:
@@ -124,7 +124,7 @@ def prepare_any(
     watch, classifier = _counting_classifier(model, class_count, probabilities=probabilities)
     with _seeded_generators([seed]):
         make_attack(classifier)  # so that parameters it refuses are known before any work
-    at_start = _compiled_gradient_check(model, class_count)
+    at_start = made_of(model, "gradient check", lambda: _compiled_gradient_check(model, class_count))
 
     def perturb(batch: AttackInput) -> Perturbed:
         rows = len(batch.images)
@@ -137,10 +137,11 @@ def prepare_any(
             part = slice(first, first + at_once)
             if not finite[part].all():
                 continue
-            with _seeded_generators([seed, batch.start + first]):
+            position = int(batch.positions[first])
+            with _seeded_generators([seed, position]):
                 attack = make_attack(classifier)
                 watch.begin()
-                made = _generate(attack, images[part].copy(), labels[part], batch.start + first)
+                made = _generate(attack, images[part].copy(), labels[part], position)
             images[part] = np.clip(made, 0.0, 1.0, dtype=np.float32)
             queries[part] = -(-watch.rows() // at_once)
             finite[part] = watch.all_finite()
@@ -241,7 +242,6 @@ def _seeded_generators(seed: list[int]) -> Iterator[None]:
         random.setstate(python_before)
 
 
-@functools.lru_cache(maxsize=8)
 def _compiled_gradient_check(model: Any, class_count: int) -> Callable[..., dict[str, np.ndarray]]:
     ops = compiled.keras_ops()
 

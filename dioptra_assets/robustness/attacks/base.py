@@ -42,13 +42,19 @@ class AttackInput:
     Attributes:
         images: float32 [rows, height, width, channels] in [0, 1].
         goals: int32 [rows]: the class to reach where the attack is targeted, else the true label, the class to leave.
-        start: position of the first row in the set. What is drawn at random for an image depends on the seed and on
-            its position alone, so that the batch size changes nothing.
+        labels: int32 [rows]: the true labels.
+        positions: int64 [rows]: where the images stand in the set. What is drawn at random for an image depends on the
+            seed and on its position alone, so that the batch size changes nothing.
     """
 
     images: np.ndarray
     goals: np.ndarray
-    start: int
+    labels: np.ndarray
+    positions: np.ndarray
+
+    def part(self, rows: slice | np.ndarray) -> "AttackInput":
+        """Some of the rows."""
+        return AttackInput(self.images[rows], self.goals[rows], self.labels[rows], self.positions[rows])
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,8 @@ def _perturb_batches(
         _check_pixels(images, batch, image_set.name)
         targets = attack.targets(batch.labels, class_count)
         goals = targets.fillna(pd.Series(batch.labels)).to_numpy(np.int32)
-        result = perturb(AttackInput(images, goals, done))
+        positions = np.arange(done, done + len(images))
+        result = perturb(AttackInput(images, goals, batch.labels.astype(np.int32), positions))
         _refuse_non_finite(result.finite, batch, f"{image_set.name}: non-finite logits or gradient of the model")
         _refuse_non_finite(
             _finite_rows(result.images), batch, f"{image_set.name}: non-finite adversarial image of {attack.method}"

@@ -4,12 +4,13 @@ Two things differ between the backends of Keras, and :func:`gradient` and :func:
 how a gradient is taken, and how a function is compiled. Functions here take and give backend tensors.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+
+from dioptra_assets.robustness.kept import made_of
 
 Norm = Literal["inf", 1, 2]
 Tensor = Any  # tf.Tensor or jax.Array, as the backend of Keras has it
@@ -76,7 +77,8 @@ def _compile_tensorflow(function: Callable[..., dict[str, Tensor]]) -> Callable[
         nonlocal compiled
         if compiled is None:
             any_rows = [tf.TensorSpec((None, *array.shape[1:]), tf.as_dtype(array.dtype)) for array in arrays]
-            compiled = tf.function(function, input_signature=any_rows, autograph=False)
+            # The traced function itself: called through tf.function, the fifth model that is attacked draws a warning.
+            compiled = tf.function(function, input_signature=any_rows, autograph=False).get_concrete_function()
         results = compiled(*(tf.convert_to_tensor(array) for array in arrays))
         return {name: result.numpy() for name, result in results.items()}
 
@@ -104,10 +106,23 @@ def logits_of(model: Any, images: Tensor) -> Tensor:
     return keras_ops().cast(model(images, training=False), "float32")
 
 
-def loss_gradient(model: Any, images: Tensor, classes: Tensor, class_count: int) -> tuple[Tensor, Tensor]:
-    """Gradient of each image's cross-entropy towards its class in `classes`, and the logits.
+def loss_gradient(
+    model: Any,
+    images: Tensor,
+    classes: Tensor,
+    class_count: int,
+    loss: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's loss, and the logits.
 
     The losses are summed, not averaged, so that an image's gradient does not depend on the size of its batch.
+
+    Args:
+        model: gives logits.
+        images: float32 [rows, height, width, channels].
+        classes: int32 [rows].
+        class_count: number of classes.
+        loss: from logits to the loss of each image, [rows]. Left out: the cross-entropy towards `classes`.
 
     Returns:
         [rows, height, width, channels] and [rows, class_count].
@@ -116,14 +131,14 @@ def loss_gradient(model: Any, images: Tensor, classes: Tensor, class_count: int)
 
     goal = ops.one_hot(classes, class_count, dtype="float32")
 
-    def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of(model, x)
-        return ops.sum(ops.categorical_crossentropy(goal, logits, from_logits=True)), logits
+        losses = loss(logits) if loss else ops.categorical_crossentropy(goal, logits, from_logits=True)
+        return ops.sum(losses), logits
 
-    return gradient(loss, images)
+    return gradient(total, images)
 
 
-@functools.lru_cache(maxsize=16)
 def compiled_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.ndarray]]:
     """By how much, in logits, images miss the goal: a function of images and classes, compiled once for a model.
 
@@ -131,6 +146,10 @@ def compiled_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.n
     largest other less that of the class to reach; negative where the image is classified as wanted) and `finite` (bool
     [rows]: all logits were finite).
     """
+    return made_of(model, ("margins", targeted), lambda: _compile_margins(model, targeted))
+
+
+def _compile_margins(model: Any, targeted: bool) -> Callable[..., dict[str, np.ndarray]]:
     ops = keras_ops()
 
     def margins(images: Tensor, goals: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """The fast gradient method."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -10,6 +9,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from dioptra_assets.robustness.attacks import art_engine, compiled
 from dioptra_assets.robustness.attacks.base import Attack, AttackInput, PerturbBatch, Perturbed, ThreatModel
+from dioptra_assets.robustness.attacks.losses import Loss, LossField, check_loss, loss_of
+from dioptra_assets.robustness.kept import made_of
 
 MOST_LEVELS = 1000
 
@@ -30,10 +31,10 @@ def parse_norm(value: object) -> object:
 class FastGradientMethod(Attack, frozen=True, extra="forbid"):
     """One step up the gradient of the loss (Goodfellow et al. 2015, arXiv 1412.6572, section 4).
 
-    The loss is the cross-entropy of the true label, taken on logits; the step has length `eps` in the norm, in the
-    direction that raises the loss most (Linf: the sign of the gradient, as in the paper; L2: the gradient scaled to
-    length 1; L1: the steepest pixel alone), and the result is clipped to [0, 1]. With `targeted` the loss towards the
-    target class is lowered instead.
+    The loss is the cross-entropy of the true label, taken on logits, or another (`loss`); the step has length `eps` in
+    the norm, in the direction that raises the loss most (Linf: the sign of the gradient, as in the paper; L2: the
+    gradient scaled to length 1; L1: the steepest pixel alone), and the result is clipped to [0, 1]. With `targeted` the
+    loss towards the target class is lowered instead.
 
     With `minimal` each image gets the smallest of the levels `eps_step`, 2 `eps_step`, ... `eps` (the last is `eps`
     itself) that takes the prediction away from the true label, or with `targeted` to the target class. Images already
@@ -59,6 +60,7 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
         validate_default=True,
         description="With minimal: distance of the levels tried, at most eps. Else without effect.",
     )
+    loss: LossField = "cross_entropy"
 
     @field_validator("norm")
     @classmethod
@@ -107,6 +109,11 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
             budget=f"L{self.norm} <= {self.eps:g}, pixels in [0, 1]",
         )
 
+    def check_classes(self, class_count: int) -> None:
+        """See the base class; refuses a loss too that needs more classes."""
+        super().check_classes(class_count)
+        check_loss(self.loss, class_count, targeted=self.targeted)
+
     def levels(self) -> list[float]:
         """The sizes of step that `minimal` tries, ascending; multiplied, since sums of steps miss `eps` by rounding."""
         count = math.ceil(self.eps / self.eps_step - 1e-9)
@@ -117,10 +124,11 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
         if self.engine == "art":
             return art_engine.prepare(model, class_count, self._art_attack)
         levels = tuple(self.levels()) if self.minimal else ()
-        run = _compiled_fgm(model, class_count, self.norm, self.targeted, levels)
+        run = _compiled_fgm(model, class_count, self.norm, levels, loss=self.loss, targeted=self.targeted)
 
         def perturb(batch: AttackInput) -> Perturbed:
-            results = run(batch.images, batch.goals, np.full(len(batch.images), self.eps, compiled.wide()))
+            eps = np.full(len(batch.images), self.eps, compiled.wide())
+            results = run(batch.images, batch.goals, batch.labels, eps)
             return Perturbed(
                 images=results["images"],
                 queries=results["queries"].astype(np.int64),
@@ -144,22 +152,31 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
         )
 
 
-@functools.lru_cache(maxsize=16)
 def _compiled_fgm(
-    model: Any, class_count: int, norm: compiled.Norm, targeted: bool, levels: tuple[float, ...]
+    model: Any, class_count: int, norm: compiled.Norm, levels: tuple[float, ...], *, loss: Loss, targeted: bool
 ) -> Callable[..., dict[str, np.ndarray]]:
-    """The attack as a function of arrays (images, goals, eps), each row with its own eps.
+    """The attack as a function of arrays (images, goals, labels, eps), each row with its own eps.
 
     Compiled once for a model: the attacks of a sweep differ in eps alone.
     """
+    key = "fgm", class_count, norm, levels, loss, targeted
+    return made_of(model, key, lambda: _compile_fgm(model, class_count, norm, levels, loss=loss, targeted=targeted))
+
+
+def _compile_fgm(
+    model: Any, class_count: int, norm: compiled.Norm, levels: tuple[float, ...], *, loss: Loss, targeted: bool
+) -> Callable[..., dict[str, np.ndarray]]:
     ops = compiled.keras_ops()
 
     def reached(logits: compiled.Tensor, goals: compiled.Tensor) -> compiled.Tensor:
         predicted = ops.cast(ops.argmax(logits, axis=1), "int32")
         return ops.equal(predicted, goals) if targeted else ops.not_equal(predicted, goals)
 
-    def fgm(images: compiled.Tensor, goals: compiled.Tensor, eps: compiled.Tensor) -> dict[str, compiled.Tensor]:
-        slope, logits = compiled.loss_gradient(model, images, goals, class_count)
+    def fgm(
+        images: compiled.Tensor, goals: compiled.Tensor, labels: compiled.Tensor, eps: compiled.Tensor
+    ) -> dict[str, compiled.Tensor]:
+        climbed = loss_of(loss, goals, labels, class_count, targeted=targeted)
+        slope, logits = compiled.loss_gradient(model, images, goals, class_count, climbed)
         direction = compiled.steepest(-slope if targeted else slope, norm)
         results = {
             "zero_gradient": compiled.all_of(ops.equal(slope, 0.0)),

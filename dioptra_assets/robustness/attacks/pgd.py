@@ -1,6 +1,5 @@
 """Projected gradient descent and the basic iterative method."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -11,6 +10,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from dioptra_assets.robustness.attacks import art_engine, compiled
 from dioptra_assets.robustness.attacks.base import Attack, AttackInput, PerturbBatch, Perturbed, ThreatModel
 from dioptra_assets.robustness.attacks.fgm import parse_norm
+from dioptra_assets.robustness.attacks.losses import Loss, LossField, check_loss, loss_of
+from dioptra_assets.robustness.kept import made_of
 
 BallNorm = Literal["inf", 2]
 
@@ -56,6 +57,13 @@ class IterativeMethod(Attack, frozen=True, extra="forbid"):
             )
         return eps_step
 
+    loss: LossField = "cross_entropy"
+
+    def check_classes(self, class_count: int) -> None:
+        """See the base class; refuses a loss too that needs more classes."""
+        super().check_classes(class_count)
+        check_loss(self.loss, class_count, targeted=self.targeted)
+
     @property
     def step_size(self) -> float:
         """Size of one step, as given or by default."""
@@ -66,10 +74,10 @@ class ProjectedGradientDescent(IterativeMethod, frozen=True, extra="forbid"):
     """Many small steps up the gradient of the loss, each projected back on the ball (Madry et al. 2018).
 
     Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083, sections 2.1 and 4. The loss is the
-    cross-entropy of the true label, taken on logits; a step has length `eps_step` in the norm in the direction that
-    raises the loss most (Linf: the sign of the gradient; L2: the gradient scaled to length 1), is clipped to [0, 1] and
-    projected on the ball of `eps` around the image. With `targeted` the loss towards the target class is lowered
-    instead. The result is the last iterate, as in the paper and in ART.
+    cross-entropy of the true label, taken on logits, or another (`loss`); a step has length `eps_step` in the norm in
+    the direction that raises the loss most (Linf: the sign of the gradient; L2: the gradient scaled to length 1), is
+    clipped to [0, 1] and projected on the ball of `eps` around the image. With `targeted` the loss towards the target
+    class is lowered instead. The result is the last iterate, as in the paper and in ART.
 
     A start is drawn uniformly from the ball and clipped to [0, 1]; what is drawn depends on the seed and on the image's
     position in the set alone, and further starts leave those before them as they are. Of several starts each image
@@ -148,12 +156,14 @@ def climb(
     model: Any,
     images: compiled.Tensor,
     goals: compiled.Tensor,
+    labels: compiled.Tensor,
     starts: compiled.Tensor,
     *,
     eps: compiled.Tensor,
     eps_step: compiled.Tensor,
     steps: compiled.Tensor,
     norm: BallNorm,
+    loss: Loss,
     targeted: bool,
     class_count: int,
 ) -> tuple[compiled.Tensor, compiled.Tensor, compiled.Tensor]:
@@ -163,11 +173,13 @@ def climb(
         model: gives logits.
         images: float32 [rows, height, width, channels] in [0, 1]: the centres of the balls.
         goals: int32 [rows]: the class to reach where targeted, else the class to leave.
+        labels: int32 [rows]: the true class.
         starts: float32, shaped as the images: where the first step starts.
         eps: radius of the ball, a number or [rows].
         eps_step: size of one step, a number or [rows].
         steps: how many, an int32 scalar.
         norm: of the ball.
+        loss: what is climbed.
         targeted: lower the loss towards the goal instead of raising it.
         class_count: number of classes.
 
@@ -176,12 +188,13 @@ def climb(
         all its gradients and logits were finite, bool [rows].
     """
     ops = compiled.keras_ops()
+    climbed = loss_of(loss, goals, labels, class_count, targeted=targeted)
 
     def unfinished(step: Any, adversarial: Any, zero: Any, finite: Any) -> Any:
         return step < steps
 
     def one_step(step: Any, adversarial: Any, zero: Any, finite: Any) -> Any:
-        slope, logits = compiled.loss_gradient(model, adversarial, goals, class_count)
+        slope, logits = compiled.loss_gradient(model, adversarial, goals, class_count, climbed)
         direction = compiled.steepest(-slope if targeted else slope, norm)
         zero = ops.logical_and(zero, compiled.all_of(ops.equal(slope, 0.0)))
         finite = ops.logical_and(finite, compiled.all_of(ops.isfinite(slope)))
@@ -210,16 +223,16 @@ def _prepare(
 ) -> PerturbBatch:
     if attack.engine == "art":
         return art_engine.prepare(model, class_count, lambda classifier: _art(attack, classifier, norm))
-    run = _compiled_pgd(model, class_count, norm, attack.targeted, random_starts > 1)
+    run = _compiled_pgd(model, class_count, norm, loss=attack.loss, targeted=attack.targeted, judged=random_starts > 1)
 
     def perturb(batch: AttackInput) -> Perturbed:
         rows = len(batch.images)
         sizes = np.full((rows, 3), (attack.eps, attack.step_size, attack.steps), compiled.wide())
-        generators = [np.random.default_rng([seed, batch.start + row]) for row in range(rows if random_starts else 0)]
+        generators = [np.random.default_rng([seed, position]) for position in batch.positions.tolist() if random_starts]
         best: dict[str, np.ndarray] = {}
         for _ in range(max(1, random_starts)):
             starts = _random_starts(generators, batch.images, attack.eps, norm) if generators else batch.images
-            best = _better(best, run(batch.images, batch.goals, starts, sizes))
+            best = _better(best, run(batch.images, batch.goals, batch.labels, starts, sizes))
         queries = max(1, random_starts) * (attack.steps + (random_starts > 1))
         return Perturbed(
             images=best["images"],
@@ -272,40 +285,51 @@ def _better(best: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str
     return kept | {name: best[name] & new[name] for name in ("zero_gradient", "finite")}
 
 
-@functools.lru_cache(maxsize=16)
 def _compiled_pgd(
-    model: Any, class_count: int, norm: BallNorm, targeted: bool, judged: bool
+    model: Any, class_count: int, norm: BallNorm, *, loss: Loss, targeted: bool, judged: bool
 ) -> Callable[..., dict[str, np.ndarray]]:
-    """The attack as a function of arrays (images, goals, starts, sizes); a row of sizes is (eps, eps_step, steps).
+    """The attack as a function of arrays (images, goals, labels, starts, sizes).
 
-    Compiled once for a model: the attacks of a sweep differ in the sizes alone. All rows have the same steps. With
-    `judged` it also gives each image's `success` and `gain` (the loss, negated where targeted), at one more query.
+    A row of sizes is (eps, eps_step, steps), and all rows have the same steps. Compiled once for a model: the attacks
+    of a sweep differ in the sizes alone. With `judged` it also gives each image's `success` and `gain` (the loss,
+    negated where targeted), at one more query.
     """
+    key = "pgd", class_count, norm, loss, targeted, judged
+    return made_of(
+        model, key, lambda: _compile_pgd(model, class_count, norm, loss=loss, targeted=targeted, judged=judged)
+    )
+
+
+def _compile_pgd(
+    model: Any, class_count: int, norm: BallNorm, *, loss: Loss, targeted: bool, judged: bool
+) -> Callable[..., dict[str, np.ndarray]]:
     ops = compiled.keras_ops()
 
-    def pgd(images: Any, goals: Any, starts: Any, sizes: Any) -> dict[str, compiled.Tensor]:
+    def pgd(images: Any, goals: Any, labels: Any, starts: Any, sizes: Any) -> dict[str, compiled.Tensor]:
         adversarial, zero, finite = climb(
             model,
             images,
             goals,
+            labels,
             starts,
             eps=sizes[:, 0],
             eps_step=sizes[:, 1],
             steps=ops.cast(sizes[0, 2], "int32"),
             norm=norm,
+            loss=loss,
             targeted=targeted,
             class_count=class_count,
         )
         results = {"images": adversarial, "zero_gradient": zero, "finite": finite}
-        return results | judge(adversarial, goals, finite) if judged else results
+        return results | judge(adversarial, goals, labels, finite) if judged else results
 
-    def judge(adversarial: Any, goals: Any, finite: Any) -> dict[str, compiled.Tensor]:
+    def judge(adversarial: Any, goals: Any, labels: Any, finite: Any) -> dict[str, compiled.Tensor]:
         logits = compiled.logits_of(model, adversarial)
         at_goal = ops.equal(ops.cast(ops.argmax(logits, axis=1), "int32"), goals)
-        loss = ops.categorical_crossentropy(ops.one_hot(goals, class_count, dtype="float32"), logits, from_logits=True)
+        climbed = loss_of(loss, goals, labels, class_count, targeted=targeted)(logits)
         return {
             "success": at_goal if targeted else ops.logical_not(at_goal),
-            "gain": -loss if targeted else loss,
+            "gain": -climbed if targeted else climbed,
             "finite": ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=1)),
         }
 

@@ -106,7 +106,7 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
 
         def perturb(batch: AttackInput) -> Perturbed:
             parts = [
-                self._search(model, _part(batch, first, at_once), changes, members, seed)
+                self._search(model, batch.part(slice(first, first + at_once)), changes, members, seed)
                 for first in range(0, len(batch.images), at_once)
             ]
             images, queries, finite, found = map(np.concatenate, zip(*parts, strict=True))
@@ -133,7 +133,7 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
             before = Scorer(model, images, batch.goals, changes, targeted=self.targeted)
             found, finite, queries = before.clean() < 0, before.finite, before.queries
             for row in np.flatnonzero(~found & finite):
-                one = _part(batch, int(row), 1)
+                one = batch.part(slice(row, row + 1))
                 with warnings.catch_warnings(action="ignore"):  # both ART and cma divide by zero, and say so
                     made = search(one)
                 after = Scorer(model, made.images, one.goals, changes, targeted=self.targeted)
@@ -168,7 +168,7 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
         images = batch.images.copy()
         found = scorer.clean() < 0
         searched = np.flatnonzero(~found & scorer.finite)
-        generators = [np.random.default_rng([seed, batch.start + int(image)]) for image in searched]
+        generators = [np.random.default_rng([seed, position]) for position in batch.positions[searched].tolist()]
         numbers = len(changes.levels)
         strategy: Strategy = (
             CmaEs(generators, numbers, members, start=changes.start)
@@ -244,8 +244,3 @@ class Scorer:
             self.finite[owners[rows][~result["finite"]]] = False
         self.queries += np.bincount(owners, minlength=len(self.queries))
         return scores
-
-
-def _part(batch: AttackInput, first: int, rows: int) -> AttackInput:
-    part = slice(first, first + rows)
-    return AttackInput(batch.images[part], batch.goals[part], batch.start + first)

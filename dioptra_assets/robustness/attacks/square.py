@@ -82,7 +82,7 @@ class SquareAttack(Attack, frozen=True, extra="forbid"):
         images, best, finite = batch.images.copy(), clean["margin"].copy(), clean["finite"].copy()
         queries = np.ones(rows, np.int64)
         active = np.flatnonzero(finite & (best >= -GRAIN))
-        generators = {row: np.random.default_rng([seed, batch.start + row]) for row in active.tolist()}
+        generators = {row: np.random.default_rng([seed, int(batch.positions[row])]) for row in active.tolist()}
 
         def ask(candidates: np.ndarray) -> np.ndarray:
             """Keep what is better, and say who goes on."""

@@ -5,7 +5,6 @@ preprocessing defence is worth is told by an attack on the whole (Athalye et al.
 2020, arXiv 2002.08347), so its oblivious and its adaptive number belong side by side.
 """
 
-import functools
 import hashlib
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from dioptra_assets.robustness.defences.base import Defence
 from dioptra_assets.robustness.defences.gaussian_augmentation import GaussianAugmentation
+from dioptra_assets.robustness.kept import made_of
 from dioptra_assets.robustness.seeds import derive_seed
 
 DEFAULT_EOT_SAMPLES = 10
@@ -27,6 +27,11 @@ class DefendedModel:
         self.eot_samples = eot_samples
         # Not the streams that a defended set is drawn from: the attacker knows the defence, not its dice.
         self._seeds = [derive_seed(seed, "expectation over transformation", str(i)) for i in range(eot_samples)]
+
+    @property
+    def stands_for(self) -> Any:
+        """The model, which it is kept in memory with."""
+        return self.model
 
     @property
     def name(self) -> str:
@@ -73,7 +78,6 @@ class DefendedModel:
         return np.stack([self.defence.noise(images.shape, keys=keys, seed=seed) for seed in self._seeds])
 
 
-@functools.lru_cache(maxsize=16)
 def defended_model(model: Any, defence: Defence, seed: int, eot_samples: int = DEFAULT_EOT_SAMPLES) -> Any:
     """What an adaptive attack attacks: a stand-in for the model, to be handed to `perturb_set` in its place.
 
@@ -105,7 +109,10 @@ def defended_model(model: Any, defence: Defence, seed: int, eot_samples: int = D
             f"adaptive attacks need Keras on tensorflow, not on {keras.backend.backend()}: set KERAS_BACKEND to "
             "tensorflow"
         )
-    return DefendedModel(model, defence, seed, eot_samples) if defence.apply_predict else model
+    if not defence.apply_predict:
+        return model
+    key = "defended", defence, seed, eot_samples
+    return made_of(model, key, lambda: DefendedModel(model, defence, seed, eot_samples))
 
 
 def _straight_through(defence: Defence, images: Any) -> Any:

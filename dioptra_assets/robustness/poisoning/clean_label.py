@@ -93,7 +93,7 @@ class CleanLabelBackdoor(Poisoning, frozen=True, extra="forbid"):
 
         def poison(images: np.ndarray, image_ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
             goals = np.full(len(images), self.target_class, np.int32)
-            perturbed = perturb(AttackInput(images, goals, start=0))
+            perturbed = perturb(AttackInput(images, goals, labels=goals, positions=np.arange(len(images))))
             finite = perturbed.finite & np.isfinite(perturbed.images).all(axis=(1, 2, 3))
             if not finite.all():
                 bad = [image_id for image_id, good in zip(image_ids, finite, strict=True) if not good]

@@ -67,6 +67,11 @@ CASES = {
     ),
     "fgm art": Case({"method": "fgm", "eps": 0.3, "engine": "art"}, np.inf, 0.1),
     "fgm art l2": Case({"method": "fgm", "eps": 1.5, "norm": 2, "engine": "art"}, 2, 0.1),
+    "fgm margin": Case({"method": "fgm", "eps": 0.3, "loss": "margin"}, np.inf, 0.1),
+    "fgm dlr targeted": Case({"method": "fgm", "eps": 0.3, "loss": "dlr", "targeted": True}, np.inf, 0.5),
+    "bim margin targeted": Case(
+        {"method": "bim", "eps": 0.2, "steps": 5, "loss": "margin", "targeted": True}, np.inf, 0.1
+    ),
     "bim": Case({"method": "bim", "eps": 0.2, "steps": 5}, np.inf, 0.1),
     "bim art": Case({"method": "bim", "eps": 0.2, "steps": 3, "engine": "art"}, np.inf, 0.1),
     "pgd": Case({"method": "pgd", "eps": 0.2, "steps": 5}, np.inf, 0.1, drawn=True),
@@ -74,6 +79,9 @@ CASES = {
         {"method": "pgd", "eps": 1.2, "norm": 2, "steps": 5, "random_starts": 2}, 2, 0.1, drawn=True
     ),
     "pgd targeted": Case({"method": "pgd", "eps": 0.3, "steps": 5, "random_starts": 0, "targeted": True}, np.inf, 0.1),
+    "pgd dlr of two starts": Case(
+        {"method": "pgd", "eps": 0.2, "steps": 5, "loss": "dlr", "random_starts": 2}, np.inf, 0.1, drawn=True
+    ),
     "square": Case(
         {"method": "square", "eps": 0.25, "max_queries": 100}, np.inf, 0.1, gradients=False, added=("found",)
     ),
