@@ -105,24 +105,32 @@ def load(asset: str, **partition: str) -> Any:
     return pd.concat([_with_dimensions(one) for one in opened], ignore_index=True)
 
 
-def gates(experiment: str) -> tuple[pd.DataFrame, list[str]]:
+def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
     """Whether the stored numbers of an experiment reach what its gates ask of them.
 
     Args:
         experiment: its name.
+        version: `NAME@VERSION` of a registered model, to judge that one alone; else every model of the experiment and
+            every version that it has met.
 
     Returns:
         One row a gate and cell: `rule`, `severity`, `architecture`, `attack`, `metric`, `value` with its 95 % interval
-        `low` to `high`, `n`, `limit` and `passed`; and the metric cells that are missing.
+        `low` to `high`, `n`, `limit`, `against` (the version it is held against), `status` (passed, failed, or not
+        judged), `why` it was not, and `passed`. Numbers that are missing, stale, or failed their sanity checks are not
+        judged.
 
     Raises:
         UnknownExperimentError: when there is no such experiment.
+        LookupError: when the experiment has not met the version.
         DamagedCellError: when a stored table is not what was written.
     """
-    from dioptra_assets.assets.gates import verdicts
-    from dioptra_assets.definitions import experiment_spec
+    from dioptra_assets.definitions import defs, experiment_spec
+    from dioptra_assets.verdicts import verdicts
 
-    return verdicts(experiment_spec(experiment), CellStore(home.store_url()))
+    spec = experiment_spec(experiment)
+    with home.instance() as instance, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return verdicts(spec, defs(), instance=instance, store=CellStore(home.store_url()), version=version)
 
 
 def cells(asset: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
 from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.pictures import picture
+from dioptra_assets.assets.sanity import model_sanity_asset
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
@@ -84,6 +85,7 @@ def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         clean_predictions_asset(branch),
         adversarial_set_asset(branch),
         *metric_table_assets(branch),
+        model_sanity_asset(branch),
         *gate_assets(branch),
         cell_asset(
             branch,
