@@ -203,6 +203,25 @@ def worker(
     raise typer.Exit(workers.serve(workers.worker_commands(workers.chosen_gpus(gpus))))
 
 
+@app.command(name="mlflow-backlog")
+def mlflow_backlog() -> None:
+    """Tell MLflow what it could not be told while it was away; `materialize` does so at its end."""
+    import dagster as dg
+
+    from dioptra_assets.backlog import tell_mlflow
+    from resources.cells import CellStore
+    from resources.tracking import Tracking
+
+    tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
+    tracking.ask_again()
+    with dg.DagsterInstance.get() as instance:
+        written = tell_mlflow(tracking, CellStore(home.store_url()), instance, console.print)
+    if written.why:
+        raise typer.Exit(1)
+    if not written.runs:
+        console.print("nothing waits for MLflow")
+
+
 def main() -> None:
     """The entry point: an expected failure is one line, not a traceback."""
     from partitions.configs import ExperimentError

@@ -14,6 +14,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+from dioptra_assets.backlog import tell_mlflow
 from dioptra_assets.leftovers import clear_leftovers, leader
 from dioptra_assets.staleness import stale_cells
 from partitions.keys import partition_key_of, partition_of
@@ -98,7 +99,9 @@ def materialize_experiment(
         )
     job = defs.resolve_implicit_global_asset_job_def()
     with partition_loading_context(dynamic_partitions_store=instance):
-        return _materialize(graph, job, keys, instance=instance, store=store, log=log, module=module)
+        launched = _materialize(graph, job, keys, instance=instance, store=store, log=log, module=module)
+    tell_mlflow((defs.resources or {})["tracking"], store, instance, log)
+    return launched
 
 
 def _materialize(

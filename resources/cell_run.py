@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from resources.mlflow_client import file_sha256, fitting, fitting_tags, without_user
+from resources.mlflow_client import file_sha256, fitting, fitting_tags, transferring, without_user
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -43,7 +43,7 @@ class CellRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers, in one request. NaN and infinity are left out and named in the tag `non_finite_metrics`."""
-        self._log_points([(name, value, step or 0) for name, value in metrics.items()])
+        self.log_points([(name, value, step or 0) for name, value in metrics.items()])
 
     def log_history(self, history: pd.DataFrame) -> None:
         """Record numbers that change while a model trains, in one request.
@@ -53,7 +53,7 @@ class CellRun:
                 else the index.
         """
         indexed = history.set_index("epoch") if "epoch" in history else history
-        self._log_points([(str(n), v, int(step)) for n in indexed for step, v in indexed[n].items()])  # type: ignore[arg-type]
+        self.log_points([(str(n), v, int(step)) for n in indexed for step, v in indexed[n].items()])  # type: ignore[arg-type]
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters, as text; text longer than MLflow stores (6,000 characters) ends with `...`."""
@@ -76,8 +76,9 @@ class CellRun:
         """Upload a file, or a folder under its own name, below the folder `artifact_path` of the run's artefacts."""
         if not path.exists():
             raise ValueError(f"there is no file {path} to log as an artefact")
+        client = transferring(self._client, sum(file.stat().st_size for file in [path, *path.rglob("*")]))
         with self._tracking.reaching(f"uploading {path.name} to run {self.run_id}"):
-            self._client.log_artifact(self.run_id, str(path), artifact_path)
+            client.log_artifact(self.run_id, str(path), artifact_path)
 
     def log_text(self, name: str, content: str) -> None:
         """Upload text as the UTF-8 file `name`, e.g. `tables/transfer_matrix.csv`."""
@@ -107,10 +108,7 @@ class CellRun:
         """
         from mlflow.exceptions import MlflowException
 
-        if model_path.suffix != ".keras":
-            raise ValueError(f"{model_path} is not a .keras file; no other format is registered")
-        if self._model is not None:
-            raise ValueError(f"run {self.run_id} has registered {self._model!r} already; open a run for {name!r}")
+        self.check_model(name, model_path)
         digest = file_sha256(model_path)
         self.log_artifact(model_path, MODEL_FOLDER)
         self._model = name
@@ -126,10 +124,18 @@ class CellRun:
             )
         return str(version.version)
 
-    def _log_points(self, points: list[tuple[str, float, int]]) -> None:
+    def check_model(self, name: str, model_path: Path) -> None:
+        """Refuse what :meth:`register_model` does not take."""
+        if model_path.suffix != ".keras":
+            raise ValueError(f"{model_path} is not a .keras file; no other format is registered")
+        if self._model is not None:
+            raise ValueError(f"run {self.run_id} has registered {self._model!r} already; open a run for {name!r}")
+
+    def log_points(self, points: list[tuple[str, float, int]], at: int | None = None) -> None:
+        """Record numbers, in one request: name, value and step of each; `at` in ms since 1970, by default now."""
         from mlflow.entities import Metric, RunTag
 
-        now = int(time.time() * 1000)
+        now = at or int(time.time() * 1000)
         # MLflow takes fewer characters in a name than a partition key has: `fgm@eps=0.3`.
         names = {name: re.sub(r"[^\w\-. :/]", "_", name) for name, _, _ in points}
         finite = [Metric(names[n], float(value), now, step) for n, value, step in points if math.isfinite(value)]

@@ -1,19 +1,24 @@
 """Opening MLflow: a dead server does not hold up a cell, and a new database is made only once."""
 
 import hashlib
+import os
 import re
 import socket
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit, urlunsplit
+
+from resources.deadlines import Deadlined, within
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PROBE_TIMEOUT = 5.0
+CALL_DEADLINE = 10.0  # of one call, however it trickles; twice MLFLOW_HTTP_REQUEST_TIMEOUT where that is more
+SLOWEST_TRANSFER = 10**6  # bytes a second that an upload or download may take
 MIGRATION_TIMEOUT = 120.0
 
 # MLflow's own defaults keep a cell waiting for four minutes when its server is down.
@@ -26,6 +31,23 @@ ENVIRONMENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def with_deadline(client: "MlflowClient") -> "MlflowClient":
+    """A client whose calls end in time. For servers: a SQLite file waits for its own lock alone."""
+    return cast("MlflowClient", Deadlined(client, call_deadline()))
+
+
+def call_deadline() -> float:
+    """How long one call may take, in seconds."""
+    return max(CALL_DEADLINE, 2 * float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") or 0))
+
+
+def transferring(client: "MlflowClient", size: int) -> "MlflowClient":
+    """The client with the deadline of an upload or download of so many bytes."""
+    if not isinstance(client, Deadlined):
+        return client
+    return cast("MlflowClient", client.given(call_deadline() + size / SLOWEST_TRANSFER))
 
 
 def open_client(uri: str) -> "MlflowClient":
@@ -61,8 +83,9 @@ def require_answer(uri: str) -> None:
     """Raise within seconds unless an HTTP server answers; a wrong certificate or password is for MLflow to report."""
     import requests
 
+    address = f"{without_user(uri).rstrip('/')}/health"
     try:
-        answer = requests.get(f"{without_user(uri).rstrip('/')}/health", timeout=PROBE_TIMEOUT, allow_redirects=False)
+        answer = within(PROBE_TIMEOUT, requests.get, address, timeout=PROBE_TIMEOUT, allow_redirects=False)
     except requests.exceptions.SSLError:
         return
     if answer.status_code >= 500:

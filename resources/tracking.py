@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -19,15 +20,20 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from resources.cell_run import DIGEST_TAG, MODEL_FOLDER, CellRun
+from resources.deadlines import within
 from resources.mlflow_client import (
     DATABASE_PORTS,
     ENVIRONMENT_DEFAULTS,
+    SLOWEST_TRANSFER,
+    call_deadline,
     file_sha256,
     fitting_tags,
     open_client,
     open_sqlite,
     require_answer,
     require_port,
+    transferring,
+    with_deadline,
     without_passwords,
 )
 
@@ -35,8 +41,11 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-# After a failure the next cells of a backfill fail at once, instead of each waiting for its own timeouts.
+# After a failure MLflow is asked only now and then, each time after twice as long, whoever asks in this process: the
+# cells of a backfill do not wait for its timeouts one after the other.
 RETRY_AFTER = 30.0
+RETRY_AT_MOST = 120.0
+CONNECTING = "connecting"
 MOST_FILES = 1000  # of a registered version, looked through for its model
 
 
@@ -51,6 +60,15 @@ class ModelRefused(ValueError):  # noqa: N818 - named for what happened to the m
 def registered_name(experiment: str, tag: str, architecture: str) -> str:
     """The name of a model in the registry: `{experiment}_{tag}_{architecture}`, without the tag when it is empty."""
     return "_".join(part for part in (experiment, tag, architecture) if part)
+
+
+@dataclass
+class _Outage:
+    until: float
+    pause: float
+
+
+_outages: dict[str, _Outage] = {}  # by tracking URI
 
 
 class Tracking(dg.ConfigurableResource):
@@ -79,7 +97,6 @@ class Tracking(dg.ConfigurableResource):
     env_to_tag: list[str] = Field(default=[], description="Environment variables recorded as tags of every MLflow run.")
 
     _client: Any = PrivateAttr(default=None)
-    _down_until: float = PrivateAttr(default=0.0)
 
     @property
     def is_server(self) -> bool:
@@ -115,24 +132,73 @@ class Tracking(dg.ConfigurableResource):
         Raises:
             TrackingUnavailable: MLflow cannot be reached: before the body, or, where the body went well, after it.
         """
-        client = self._connect()
-        from_environment = {key: os.environ[key] for key in self.env_to_tag if key in os.environ}
-        with self.reaching(f"opening a run of experiment {experiment!r}"):
-            experiment_id = self._experiment_id(client, experiment)
-            created = client.create_run(
-                experiment_id, run_name=name, tags=fitting_tags({**self.extra_tags, **from_environment, **tags})
-            )
-        cell_run = CellRun(self, client, created.info.run_id, experiment_id)
+        cell_run = self.open_run(experiment, name, tags=tags)
         try:
             cell_run.log_params(params)
             yield cell_run
         except BaseException as error:
             try:
-                self._end(client, cell_run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+                self.end_run(cell_run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             except TrackingUnavailable as unavailable:
                 error.add_note(f"MLflow run {cell_run.run_id} was left open: {unavailable}")
             raise
-        self._end(client, cell_run.run_id, "FINISHED")
+        self.end_run(cell_run.run_id, "FINISHED")
+
+    def open_run(self, experiment: str, name: str, *, tags: Mapping[str, str], start: int | None = None) -> "CellRun":
+        """Open an MLflow run that the caller ends with :meth:`end_run`; `start` in ms since 1970, by default now.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        client = self._connect()
+        from_environment = {key: os.environ[key] for key in self.env_to_tag if key in os.environ}
+        all_tags = fitting_tags({**self.extra_tags, **from_environment, **tags})
+        with self.reaching(f"opening a run of experiment {experiment!r}"):
+            experiment_id = self._experiment_id(client, experiment)
+            created = client.create_run(experiment_id, start_time=start, run_name=name, tags=all_tags)
+        return CellRun(self, client, created.info.run_id, experiment_id)
+
+    def known_run(self, run_id: str) -> "CellRun":
+        """A run that is there already, to log more to it.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        client = self._connect()
+        with self.reaching(f"looking up run {run_id}"):
+            return CellRun(self, client, run_id, client.get_run(run_id).info.experiment_id)
+
+    def tagged_run(self, experiment: str, tag: str, value: str) -> str:
+        """The id of the run of an experiment that has a tag of this value, empty where none has.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        client = self._connect()
+        with self.reaching(f"looking for a run of experiment {experiment!r}"):
+            found = client.get_experiment_by_name(experiment)
+            runs = client.search_runs([found.experiment_id], f"tags.`{tag}` = '{value}'") if found else []
+            return runs[0].info.run_id if runs else ""
+
+    def has_version_of(self, name: str, run_id: str) -> bool:
+        """Whether a registered model has a version that this run made.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        client = self._connect()
+        with self.reaching(f"looking up the registered model {name!r}"):
+            return any(version.run_id == run_id for version in client.search_model_versions(f"name = '{name}'"))
+
+    def end_run(self, run_id: str, status: str, end: int | None = None) -> None:
+        """End a run: FINISHED, FAILED or KILLED; `end` in ms since 1970, by default now.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        client = self._client or self._connect()
+        with self.reaching(f"closing run {run_id}"):
+            client.set_terminated(run_id, status, end)
 
     def fetch_model(self, name: str, version: str | int, into: Path) -> Path:
         """Download the model file of a registered version, and only if it is what was registered.
@@ -176,7 +242,8 @@ class Tracking(dg.ConfigurableResource):
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".fetch-") as scratch:
             with self.reaching(f"downloading {what}"):
-                downloaded = Path(client.download_artifacts(found.run_id, paths[0], scratch))
+                size = files[0].file_size or 0
+                downloaded = Path(transferring(client, size).download_artifacts(found.run_id, paths[0], scratch))
             actual = file_sha256(downloaded)
             if actual != expected:
                 raise ModelRefused(f"{what}: sha256 of {paths[0]} is {actual}, registered was {expected}")
@@ -209,14 +276,17 @@ class Tracking(dg.ConfigurableResource):
             return self.fetch_model(name, version, into)
         with self.reaching(f"listing the files of {what}"):
             root = client.get_model_version_download_uri(name, str(version))
-            folders, files = [""], []
+            folders, files = [""], {}
             while folders and len(files) < MOST_FILES:
                 folder = folders.pop()
-                found = list_artifacts(
-                    artifact_uri=f"{root.rstrip('/')}/{folder}", tracking_uri=self.mlflow_tracking_uri
+                found = within(
+                    call_deadline(),
+                    list_artifacts,
+                    artifact_uri=f"{root.rstrip('/')}/{folder}",
+                    tracking_uri=self.mlflow_tracking_uri,
                 )
                 folders += [file.path for file in found if file.is_dir]
-                files += [file.path for file in found if not file.is_dir]
+                files |= {file.path: file.file_size or 0 for file in found if not file.is_dir}
         models = [path for path in files if path.endswith(".keras")]
         if len(models) != 1:
             held = ", ".join(sorted(models or files)[:10]) or "nothing"
@@ -226,7 +296,9 @@ class Tracking(dg.ConfigurableResource):
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".fetch-") as scratch:
             with self.reaching(f"downloading {what}"):
-                path = download_artifacts(
+                path = within(
+                    call_deadline() + files[models[0]] / SLOWEST_TRANSFER,
+                    download_artifacts,
                     artifact_uri=f"{root.rstrip('/')}/{models[0]}",
                     dst_path=scratch,
                     tracking_uri=self.mlflow_tracking_uri,
@@ -287,7 +359,7 @@ class Tracking(dg.ConfigurableResource):
     def _connect(self) -> "MlflowClient":
         uri = self.mlflow_tracking_uri
         scheme = self._checked_scheme()
-        with self.reaching("connecting"):
+        with self.reaching(CONNECTING):
             if self.is_server:
                 require_answer(uri)
             if self._client is None:
@@ -298,7 +370,7 @@ class Tracking(dg.ConfigurableResource):
                     Path(self.artifact_location).mkdir(parents=True, exist_ok=True)
                 if scheme in DATABASE_PORTS:
                     require_port(uri, DATABASE_PORTS[scheme])
-                self._client = open_sqlite(uri) if scheme == "sqlite" else open_client(uri)
+                self._client = open_sqlite(uri) if scheme == "sqlite" else with_deadline(open_client(uri))
         return self._client
 
     def _checked_scheme(self) -> str:
@@ -346,10 +418,6 @@ class Tracking(dg.ConfigurableResource):
         root = location.rstrip("/") if "://" in location else Path(location).resolve().as_uri()
         return f"{root}/{quote(experiment, safe='')}"
 
-    def _end(self, client: "MlflowClient", run_id: str, status: str) -> None:
-        with self.reaching(f"closing run {run_id}"):
-            client.set_terminated(run_id, status)
-
     @contextmanager
     def reaching(self, doing: str) -> Iterator[None]:
         """Turn what goes wrong in MLflow, its database or its artefact store into TrackingUnavailable.
@@ -357,7 +425,8 @@ class Tracking(dg.ConfigurableResource):
         Wrong arguments stay what they are: a mistake of the caller that waiting does not mend.
         """
         where = f"MLflow at {without_passwords(self.mlflow_tracking_uri)}"
-        if (wait := self._down_until - time.monotonic()) > 0:
+        outage = _outages.get(self.mlflow_tracking_uri)
+        if outage and (wait := outage.until - time.monotonic()) > 0:
             raise TrackingUnavailable(f"{where} did not answer before; not asked again for {wait:.0f} s ({doing})")
         try:
             yield
@@ -366,6 +435,13 @@ class Tracking(dg.ConfigurableResource):
         except Exception as error:
             if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
                 raise
-            self._down_until = time.monotonic() + RETRY_AFTER
+            pause = min(2 * outage.pause, RETRY_AT_MOST) if outage else RETRY_AFTER
+            _outages[self.mlflow_tracking_uri] = _Outage(time.monotonic() + pause, pause)
             message = f"{where} is not usable ({doing}): {without_passwords(str(error)) or type(error).__name__}"
             raise TrackingUnavailable(message) from error
+        if outage and doing != CONNECTING:
+            _outages.pop(self.mlflow_tracking_uri, None)
+
+    def ask_again(self) -> None:
+        """Ask MLflow the next time, however often it did not answer: a person says that it is back."""
+        _outages.pop(self.mlflow_tracking_uri, None)

@@ -27,11 +27,12 @@ from partitions.attacks import Family
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
+from resources.backlog import TrackedRun, tracked_run
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import device
 from resources.executors import backfill_policy, gpu_tags
 from resources.store import StoreResource
-from resources.tracking import CellRun, Tracking, TrackingUnavailable
+from resources.tracking import Tracking
 
 Metadata = Mapping[str, Any]
 # The entry of an asset's metadata that names the dimensions it is partitioned by.
@@ -73,7 +74,7 @@ class CellContext:
         cell: which asset and partition is computed.
         store: where inputs are read and the value is written.
         registry: MLflow.
-        tracking: the cell's MLflow run, None where MLflow could not be reached.
+        tracking: the cell's MLflow run, None where the asset has none; what MLflow cannot be told now is told later.
         run_id: the Dagster run.
         guard: to be called last before a value is published; raises where the run has ended.
         log: shows a line in the run's log.
@@ -83,18 +84,15 @@ class CellContext:
     cell: Cell
     store: CellStore
     registry: Tracking
-    tracking: CellRun | None
+    tracking: TrackedRun | None
     run_id: str
     guard: Callable[[], None]
     log: Callable[[str], None]
 
     @contextmanager
-    def mlflow_run(self) -> Iterator[CellRun | None]:
-        """The MLflow run, for logging beside metrics; where MLflow goes away meanwhile, the log says so and no more."""
-        try:
-            yield self.tracking
-        except TrackingUnavailable as error:
-            self.log(f"{self.cell} is not logged to MLflow in full: {error}")
+    def mlflow_run(self) -> Iterator[TrackedRun | None]:
+        """The MLflow run, for logging beside metrics."""
+        yield self.tracking
 
     @property
     def seed(self) -> int:
@@ -280,17 +278,14 @@ def cell_asset(
             run, result = None, None
             try:
                 with ExitStack() as stack:
-                    run = _tracked(stack, tracking, context, cell, params(cell.partition)) if params else None
+                    if params:
+                        run = _tracked(stack, tracking, cells, context, cell, params=params(cell.partition))
                     guard = functools.partial(refuse_ended_run, context)
                     result = compute(
                         CellContext(spec, cell, cells, tracking, run, context.run_id, guard, context.log.info)
                     )
                     if run and result.metrics:
                         run.log_metrics(result.metrics, result.step)
-            except TrackingUnavailable as error:
-                if result is None:
-                    raise
-                context.log.warning(f"{cell} is not logged to MLflow in full: {error}")
             except Exception as error:
                 try_again_where_the_store_is_away(context, cells, error)
                 if len(keys) == 1 or isinstance(error, RunEndedError):
@@ -349,28 +344,27 @@ def _automation() -> dg.AutomationCondition:
 def _tracked(
     stack: ExitStack,
     tracking: Tracking,
+    store: CellStore,
     context: dg.AssetExecutionContext,
     cell: Cell,
+    *,
     params: Mapping[str, Any],
-) -> CellRun | None:
-    """The MLflow run of a cell; without it the cell is computed all the same, and the log says so."""
+) -> TrackedRun:
+    """The MLflow run of a cell; a cell never fails for it."""
     experiment, asset = cell.asset.split("/", 1)
     tags = {"asset": cell.asset, "dagster_run_id": context.run_id, **cell.partition}
     if key := partition_key_of(cell.partition):
         tags["partition"] = key
     name = f"{asset} {key}" if key else asset
-    try:
-        return stack.enter_context(tracking.run(experiment, name, tags=tags, params=params))
-    except TrackingUnavailable as error:
-        context.log.warning(f"{cell} is not logged to MLflow: {error}")
-        return None
+    warn = context.log.warning
+    return stack.enter_context(tracked_run(tracking, store, experiment, name, tags=tags, params=params, log=warn))
 
 
 def _data_version(stored: StoredCell) -> dict[str, str]:
     return {"dagster/data_version": stored.manifest.data_version, "dagster/data_version_is_user_provided": "true"}
 
 
-def _metadata(result: CellResult, store: CellStore, run: CellRun | None, seconds: float) -> dict[str, Any]:
+def _metadata(result: CellResult, store: CellStore, run: TrackedRun | None, seconds: float) -> dict[str, Any]:
     assert result.stored is not None
     metadata: dict[str, Any] = {**result.metadata}
     metadata |= {name: float(value) for name, value in result.metrics.items()}
@@ -379,7 +373,9 @@ def _metadata(result: CellResult, store: CellStore, run: CellRun | None, seconds
     metadata["seconds"] = round(seconds, 2)
     if "rows" in result.stored.manifest.attributes:
         metadata["dagster/row_count"] = result.stored.manifest.attributes["rows"]
-    if run:
+    if run and run.why:
+        metadata["MLflow"] = "waiting: `dioptra-assets mlflow-backlog` tells it what it could not be told"
+    if run and run.run_id:
         metadata["MLflow run"] = dg.MetadataValue.url(
             run.url or f"{home.mlflow_ui()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         )

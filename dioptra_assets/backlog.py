@@ -1,0 +1,40 @@
+"""Telling MLflow what it could not be told while it was away, and Dagster where it went."""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from partitions.keys import partition_key_of
+from resources import home
+from resources.backlog import Written, write_backlog
+from resources.cells import CellStore
+from resources.tracking import Tracking
+
+
+def tell_mlflow(
+    tracking: Tracking, store: CellStore, instance: dg.DagsterInstance, log: Callable[[str], None]
+) -> Written:
+    """Write the backlog of a store to MLflow; each cell is shown its run by an observation. Costs a listing if empty.
+
+    Args:
+        tracking: MLflow.
+        store: where the backlog is.
+        instance: where the observations are recorded.
+        log: gets a line on what was written and what waits.
+    """
+    written = write_backlog(tracking, store)
+    for tags, run_id, url in written.runs:
+        dimensions = {name: tags[name] for name in ("architecture", "attack") if name in tags}
+        page = url or f"{home.mlflow_ui()} (run {run_id})"
+        instance.report_runless_asset_event(
+            dg.AssetObservation(
+                dg.AssetKey(tags["asset"].split("/")),
+                partition=partition_key_of(dimensions),
+                metadata={"MLflow run": dg.MetadataValue.url(page), "MLflow run id": run_id},
+            )
+        )
+    if written.runs:
+        log(f"MLflow was told of {len(written.runs)} cells that it had missed")
+    if written.why:
+        log(f"{written.waiting} cells wait for MLflow: {written.why}")
+    return written

@@ -1,0 +1,255 @@
+"""What MLflow could not be told is kept beside the cells, and told when it is back.
+
+A cell never waits for MLflow longer than one deadline, and never fails for it. What it has to say is said at once where
+that is possible; the rest, in the order it was said, goes to the store:
+
+    mlflow-backlog/ID/...            files to upload
+    mlflow-backlog/ID/entry.json     the run and its calls; written last
+
+:func:`write_backlog` writes it to MLflow, whoever made it and on whatever machine.
+"""
+
+import contextlib
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+
+from resources.cell_run import CellRun
+from resources.cells import CellStore, StoreError
+from resources.tracking import Tracking, TrackingUnavailable
+
+FOLDER = "mlflow-backlog"  # no experiment can be called so
+BACKLOG_TAG = "backlog"
+WAITING = "waiting for MLflow"
+# Larger files are not kept: the store holds the cell itself.
+MOST_BYTES = 500 * 2**20
+# Whoever began to write an entry so long ago was killed.
+CLAIM_EXPIRES = timedelta(minutes=10)
+
+
+class TrackedRun(CellRun):
+    """The MLflow run of a cell that keeps what MLflow does not take now. Nothing here raises for MLflow's sake.
+
+    Attributes:
+        run_id: MLflow's id of the run, empty where none could be opened.
+        why: why something has to wait, empty where nothing has.
+    """
+
+    def __init__(self, tracking: Tracking, experiment: str, name: str, tags: Mapping[str, str]) -> None:
+        self._entry: dict[str, Any] = {"experiment": experiment, "name": name, "tags": dict(tags), "start": _now()}
+        self._calls: list[tuple[str, dict[str, Any]]] = []
+        self._files: list[bytes] = []
+        self._open_run: CellRun | None = None
+        self._tracking = tracking
+        self._non_finite: set[str] = set()
+        self._model: str | None = None
+        self.run_id = self.experiment_id = self.why = ""
+        self.url = None
+        with self._reaching():
+            self._open_run = tracking.open_run(experiment, name, tags=tags)
+            self.run_id, self.experiment_id = self._open_run.run_id, self._open_run.experiment_id
+            self.url = self._open_run.url
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """See :meth:`CellRun.log_params`."""
+        self._say("log_params", params={name: str(value) for name, value in params.items()})
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """See :meth:`CellRun.log_tags`."""
+        self._say("log_tags", tags=dict(tags))
+
+    def log_points(self, points: list[tuple[str, float, int]], at: int | None = None) -> None:
+        """See :meth:`CellRun.log_points`."""
+        finite = [(name, float(value), step) for name, value, step in points]
+        self._say("log_points", points=finite, at=at or _now())
+
+    def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
+        """See :meth:`CellRun.log_artifact`."""
+        self._say("log_artifact", path=path, artifact_path=artifact_path)
+
+    def register_model(self, name: str, model_path: Path, tags: Mapping[str, str]) -> str:
+        """See :meth:`CellRun.register_model`; the version is :data:`WAITING` where MLflow has to wait for it."""
+        self.check_model(name, model_path)
+        version = self._say("register_model", name=name, model_path=model_path, tags=dict(tags))
+        self._model = name
+        return str(version or WAITING)
+
+    def close(self, status: str, store: CellStore) -> None:
+        """End the run; what MLflow was not told goes to the store, and so does what is left of a run cut short."""
+        if not self.why and self._open_run:
+            with self._reaching():
+                self._tracking.end_run(self.run_id, status)
+        if self.why:
+            entry = {**self._entry, "run_id": self.run_id, "status": status, "end": _now(), "calls": self._calls}
+            folder = f"{FOLDER}/{uuid.uuid4().hex}"
+            for number, content in enumerate(self._files):
+                store.put(f"{folder}/{number}", content)
+            store.put(f"{folder}/entry.json", json.dumps(entry).encode())
+
+    def _say(self, call: str, **arguments: Any) -> Any:
+        if self._open_run and not self.why:
+            with self._reaching():
+                return getattr(self._open_run, call)(**arguments)
+        for name in ("path", "model_path"):
+            if isinstance(path := arguments.get(name), Path):
+                # A folder, or what is too large to be kept twice, is in the store as a cell already.
+                if not path.is_file() or path.stat().st_size > MOST_BYTES:
+                    return None
+                arguments[name] = {"file": len(self._files), "name": path.name}
+                self._files.append(path.read_bytes())
+        self._calls.append((call, arguments))
+        return None
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except TrackingUnavailable as error:
+            self.why = str(error)
+
+
+@contextmanager
+def tracked_run(
+    tracking: Tracking,
+    store: CellStore,
+    experiment: str,
+    name: str,
+    *,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    log: Callable[[str], None],
+) -> Iterator[TrackedRun]:
+    """The MLflow run of a cell, closed whatever happens in the body: FINISHED, FAILED, or KILLED on an interrupt.
+
+    Args:
+        tracking: MLflow.
+        store: where what MLflow cannot be told waits.
+        experiment: name of the MLflow experiment.
+        name: shown as the name of the run.
+        tags: of the run.
+        params: of the run.
+        log: gets a line where something has to wait.
+    """
+    run = TrackedRun(tracking, experiment, name, tags)
+    status = "FINISHED"
+    try:
+        run.log_params(params)
+        yield run
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        raise
+    finally:
+        try:
+            run.close(status, store)
+            if run.why:
+                log(f"{name} is not logged to MLflow yet, what it says waits in {store.url}/{FOLDER}: {run.why}")
+        except StoreError as error:
+            log(f"{name} is not logged to MLflow: {run.why}; nor could it be kept: {error}")
+
+
+@dataclass
+class Written:
+    """What :func:`write_backlog` did.
+
+    Attributes:
+        runs: entry -> the MLflow run that it was written to, `(tags of the entry, run id, address of its page)`.
+        waiting: how many entries wait on.
+        why: why they do, empty where none does.
+    """
+
+    runs: list[tuple[dict[str, str], str, str | None]] = field(default_factory=list)
+    waiting: int = 0
+    why: str = ""
+
+
+def write_backlog(tracking: Tracking, store: CellStore) -> Written:
+    """Tell MLflow what waits, the oldest first; stops at the first that it does not take.
+
+    What was cut off is taken up again: a run is found by its tag, and a call that was made is made again with the same
+    effect. Two who do this at once do not write an entry twice.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    entries = [path.rpartition("/")[0] for path in store.sizes(FOLDER) if path.endswith("/entry.json")]
+    found = {entry: _content(store, entry) for entry in entries}
+    done = Written(waiting=len(entries))
+    for entry in sorted(entries, key=lambda entry: found[entry].get("start", 0)):
+        if not _claimed(store, entry):
+            continue  # another process is at it
+        try:
+            if content := _content(store, entry):  # and was not done with it before the claim
+                run = _write(tracking, store, entry, content)
+                _remove(store, [*store.sizes(f"{FOLDER}/{entry}")], entry)
+                done.runs.append((content["tags"], run.run_id, run.url))
+            done.waiting -= 1
+        except TrackingUnavailable as error:
+            done.why = str(error)
+            break
+        finally:
+            _remove(store, ["claim"], entry)
+    return done
+
+
+def _content(store: CellStore, entry: str) -> dict[str, Any]:
+    return json.loads(store.get(f"{FOLDER}/{entry}/entry.json") or b"{}")
+
+
+def _remove(store: CellStore, names: list[str], entry: str) -> None:
+    """Remove files of an entry: what it says after what it uploads, the claim last."""
+    for name in sorted(names, key=lambda name: (name == "claim", name == "entry.json")):
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(store.objects, f"{FOLDER}/{entry}/{name}")
+
+
+def _claimed(store: CellStore, entry: str) -> bool:
+    path = f"{FOLDER}/{entry}/claim"
+    try:
+        obstore.put(store.objects, path, b"", mode="create")
+    except obstore.exceptions.AlreadyExistsError:
+        try:
+            made = obstore.head(store.objects, path)["last_modified"]
+        except FileNotFoundError:
+            return False
+        if datetime.now(UTC) - made < CLAIM_EXPIRES:
+            return False
+        obstore.put(store.objects, path, b"")
+    return True
+
+
+def _write(tracking: Tracking, store: CellStore, entry: str, content: Mapping[str, Any]) -> CellRun:
+    run_id = content["run_id"] or tracking.tagged_run(content["experiment"], BACKLOG_TAG, entry)
+    tags = {**content["tags"], BACKLOG_TAG: entry}
+    if run_id:
+        run = tracking.known_run(run_id)
+    else:
+        run = tracking.open_run(content["experiment"], content["name"], tags=tags, start=content["start"])
+    with tempfile.TemporaryDirectory() as folder:
+        for call, arguments in content["calls"]:
+            given = dict(arguments)
+            for name in ("path", "model_path"):
+                if isinstance(file := given.get(name), dict):
+                    path = Path(folder, Path(file["name"]).name)
+                    kept = store.get(f"{FOLDER}/{entry}/{file['file']}")
+                    if kept is None:
+                        break  # an earlier try was cut off while it tidied up: the file is in MLflow
+                    path.write_bytes(kept)
+                    given[name] = path
+            else:
+                if call != "register_model" or not tracking.has_version_of(given["name"], run.run_id):
+                    getattr(run, call)(**given)
+    tracking.end_run(run.run_id, content["status"], end=content["end"])
+    return run
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,56 @@
+"""Calls that end in time: whoever is asked may hang, or answer one byte a second, which no read timeout notices."""
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def within(seconds: float, call: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
+    """What a call gives, if it gives it in time.
+
+    The call runs in a thread of its own. A thread cannot be stopped, so one that is late goes on by itself and what it
+    gives is dropped; it does not keep the process from ending.
+
+    Raises:
+        TimeoutError: after `seconds`.
+        BaseException: whatever the call raises.
+    """
+    outcome: list[Any] = []
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            outcome.append((context.run(call, *arguments, **keywords), None))
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=work, name="call with a deadline", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no whole answer within {seconds:.0f} s")
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+class Deadlined:
+    """An object whose methods all end in time: those of the object behind it, each as :func:`within` calls it."""
+
+    def __init__(self, behind: Any, seconds: float) -> None:
+        self._behind = behind
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._behind, name)
+        if not callable(found):
+            return found
+        return lambda *arguments, **keywords: within(self._seconds, found, *arguments, **keywords)
+
+    def given(self, seconds: float) -> "Deadlined":
+        """The same with another deadline, for what is known to take longer."""
+        return Deadlined(self._behind, seconds)
