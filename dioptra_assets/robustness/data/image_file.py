@@ -1,5 +1,6 @@
 """One image file: judged by its header, decoded, made to fit."""
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from dioptra_assets.robustness.data.base import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+# A marker of a JPEG that is none of those within coded data: a stuffed byte, a restart, a filler.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 def check_header(path: Path, *, max_pixels: int) -> None:
@@ -27,8 +31,12 @@ def check_header(path: Path, *, max_pixels: int) -> None:
         _open(stream, max_pixels)
 
 
-def decode(path: Path, *, shape: tuple[int, int, int], resize: str, max_pixels: int) -> np.ndarray:
-    """The picture, upright, in grey or RGB, stretched to `shape` with a filter of Pillow.
+def decode(
+    path: Path, *, shape: tuple[int, int, int], resize: str, max_pixels: int, short_side: int | None = None
+) -> np.ndarray:
+    """The picture, upright, in grey or RGB, brought to `shape` with a filter of Pillow.
+
+    It is stretched; with `short_side` its short side is brought to that many pixels and the middle is cut out.
 
     Returns:
         uint8 [height, width, channels].
@@ -41,10 +49,41 @@ def decode(path: Path, *, shape: tuple[int, int, int], resize: str, max_pixels: 
     height, width, channels = shape
     with _naming(path), path.open("rb") as stream:
         image = _open(stream, max_pixels)
+        _check_end(path.read_bytes(), str(image.format))
         ImageOps.exif_transpose(image, in_place=True)
         image = _opaque(image)
-        sized = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling[resize.upper()])
+        image = image.convert("L" if channels == 1 else "RGB")
+        size = (width, height) if short_side is None else _proportional(image.size, short_side)
+        sized = image.resize(size, Image.Resampling[resize.upper()])
+        if short_side is not None:
+            left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+            sized = sized.crop((left, top, left + width, top + height))
         return np.asarray(sized, np.uint8).reshape(shape)
+
+
+def _proportional(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) with the short side of that length; the long one rounded down, as in torchvision."""
+    width, height = size
+    if width <= height:
+        return short_side, int(short_side * height / width)
+    return int(short_side * width / height), short_side
+
+
+def _check_end(content: bytes, kind: str) -> None:
+    """Refuse a file that stops before its end marker: decoders fill in what is missing, or never look."""
+    if kind == "PNG":
+        if _PNG_END not in content:
+            raise DataError("is truncated: the end of the PNG is missing")
+        return
+    # A thumbnail within has markers of its own, so segments are followed from the beginning.
+    position = 2
+    while found := _JPEG_MARKER.search(content, position):
+        marker = found[1][0]
+        if marker == 0xD9:
+            return
+        length = int.from_bytes(content[found.end() : found.end() + 2], "big")
+        position = found.end() + max(length, 2) if marker != 0x01 else found.end()
+    raise DataError("is truncated: the end marker of the JPEG is missing")
 
 
 def _open(stream: IO[bytes], max_pixels: int) -> "PillowImage":

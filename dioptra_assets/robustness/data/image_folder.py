@@ -1,18 +1,18 @@
 """Photographs in folders, one folder a class: `training/CLASS/*` and `testing/CLASS/*`."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from dioptra_assets.robustness.architectures import IMAGENET_CLASSES
 from dioptra_assets.robustness.data.base import (
@@ -31,11 +31,26 @@ from dioptra_assets.robustness.image_set import ImageSet
 THREADS = 4
 FILES_PER_ROUND = 1000
 FILES_PER_ERROR = 10
-# The classes of Keras' pretrained models: position -> [WordNet id, name]. The checksum is the one that Keras asks for.
-CLASS_INDEX = "imagenet_class_index.json"
-CLASS_INDEX_URL = f"https://storage.googleapis.com/download.tensorflow.org/data/{CLASS_INDEX}"
-CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
-TIMEOUT_SECONDS = 30
+Filter = Literal["nearest", "bilinear", "bicubic"]
+# The 1,000 classes of ILSVRC 2012 (Russakovsky et al. 2015, arXiv 1409.0575): WordNet id and name, in the order of the
+# ids, which is that of the labels of every pretrained model.
+IMAGENET_CLASS_FILE = "imagenet_classes.tsv"
+
+
+class ShortSide(BaseModel, frozen=True, extra="forbid"):
+    """The short side is brought to a length, and the middle is cut out: what published ImageNet numbers are made with.
+
+    As in torchvision's evaluation presets (`Resize(256)`, `CenterCrop(224)`).
+
+    Attributes:
+        short_side: length of the shorter side in pixels, before the cut.
+        crop: height and width of the cut, in pixels.
+        filter: of Pillow; `bilinear` and `bicubic` smooth before they shrink.
+    """
+
+    short_side: Side
+    crop: Side
+    filter: Filter = "bilinear"
 
 
 class ImageFolderSource(DataSource, frozen=True):
@@ -45,17 +60,18 @@ class ImageFolderSource(DataSource, frozen=True):
     the class folders of `training` (of `testing` where there is no `training`) in natural order, "2" before "10".
 
     Files count by content, whatever they are called. Names that start with a dot are passed over; anything else that is
-    no PNG or JPEG is refused by name. Pictures are turned as their EXIF orientation says, become grey (ITU-R 601) or
-    RGB, and are stretched to `image_size`; colour profiles are not applied. Refused: 16 bits a channel, CMYK, animated
-    PNG, and pixels that show through, because no one said what is behind them. Of a JPEG with several pictures the
-    first is taken.
+    no PNG or JPEG is refused by name, and so is one that was cut off before its end. Pictures are turned as their EXIF
+    orientation says, become grey (ITU-R 601) or RGB, CMYK too, and are brought to `image_size`; colour profiles are not
+    applied. Refused: 16 bits a channel, animated PNG, and pixels that show through, because no one said what is behind
+    them. Of a JPEG with several pictures the first is taken. A hard link is a file like any other.
 
     Attributes:
         directory: the folder that holds `training`, `testing` or both. No link in them may leave it. A relative path is
             looked for in the working directory, then in the folder that DIOPTRA_ASSETS_DATA names.
         image_size: (height, width) in pixels.
         channels: 1 for grey, 3 for RGB.
-        resize: the filter of Pillow; `bilinear` and `bicubic` smooth before they shrink.
+        resize: the filter of Pillow that stretches to `image_size`; `bilinear` and `bicubic` smooth before they shrink.
+            `{short_side: 256, crop: 224}` keeps the proportions and cuts out the middle.
         max_pixels: the most pixels that a file may declare. Decoding takes up to about 12 bytes a pixel, four files at
             a time. Pillow takes more than 89,478,485 for a decompression bomb.
         classes: the class folders, in the order of the labels of a pretrained model, or `imagenet`: the 1,000 WordNet
@@ -67,7 +83,7 @@ class ImageFolderSource(DataSource, frozen=True):
     directory: Path
     image_size: tuple[Side, Side]
     channels: Literal[1, 3] = 3
-    resize: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    resize: Filter | ShortSide = "bilinear"
     max_pixels: int = Field(default=50_000_000, ge=1, le=89_478_485)
     classes: Literal["imagenet"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     classes_file: Path | None = None
@@ -77,6 +93,16 @@ class ImageFolderSource(DataSource, frozen=True):
         if self.classes and self.classes_file:
             raise ValueError("classes and classes_file are both given: give one")
         _check_classes(self.classes if isinstance(self.classes, tuple) else (), "classes")
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "ImageFolderSource":
+        resize = self.resize
+        if isinstance(resize, ShortSide):
+            if resize.crop > resize.short_side:
+                raise ValueError(f"crop {resize.crop} does not fit into short_side {resize.short_side}")
+            if self.image_size != (resize.crop, resize.crop):
+                raise ValueError(f"image_size {list(self.image_size)} is not that of the crop, {[resize.crop] * 2}")
         return self
 
     @property
@@ -102,8 +128,7 @@ class ImageFolderSource(DataSource, frozen=True):
         photograph), and a damaged file is refused before a model has been trained on the ones before it.
 
         Raises:
-            DataError: when a folder, class or file is missing or refused; it is named. With `classes: imagenet` also
-                when the list of their ids is neither on this machine nor to be had.
+            DataError: when a folder, class or file is missing or refused; it is named.
         """
         root = _root(self.directory.expanduser())
         folders = {name: _class_folders(root, name) for name in get_args(Split)}
@@ -117,7 +142,9 @@ class ImageFolderSource(DataSource, frozen=True):
             files = _image_files(root, chosen[name]) if name in chosen else []
             paths.extend(files)
             labels.extend([label] * len(files))
-        read = partial(decode, shape=self.image_shape, resize=self.resize, max_pixels=self.max_pixels)
+        resize = self.resize if isinstance(self.resize, str) else self.resize.filter
+        short_side = None if isinstance(self.resize, str) else self.resize.short_side
+        read = partial(decode, shape=self.image_shape, resize=resize, short_side=short_side, max_pixels=self.max_pixels)
         _refuse_any(_problem(path, partial(check_header, max_pixels=self.max_pixels)) for path in paths)
         with ThreadPoolExecutor(THREADS) as threads:
             for start in range(0, len(paths), FILES_PER_ROUND):
@@ -128,7 +155,7 @@ class ImageFolderSource(DataSource, frozen=True):
 
     def _listed_classes(self) -> tuple[str, ...]:
         if self.classes == "imagenet":
-            return _imagenet_classes()
+            return imagenet_classes()
         if self.classes_file is None:
             return self.classes or ()
         try:
@@ -201,43 +228,11 @@ def _root(directory: Path) -> Path:
     return found.resolve()
 
 
-def _imagenet_classes() -> tuple[str, ...]:
+@cache
+def imagenet_classes() -> tuple[str, ...]:
     """The WordNet ids of the 1,000 classes, in the order of the pretrained models' labels."""
-    folder = local_data("imagenet")
-    path = folder / CLASS_INDEX if folder else None
-    if path is None or not path.is_file():
-        path = _download_class_index()
-    try:
-        positions = json.loads(path.read_text("utf-8"))
-        names = tuple(str(positions[str(position)][0]) for position in range(IMAGENET_CLASSES))
-        _check_classes(names, str(path))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as {CLASS_INDEX} ({type(error).__name__}: {error})") from error
-    return names
-
-
-def _download_class_index() -> Path:
-    """The file in the user's cache, fetched when it is not there whole; a broken download leaves nothing behind."""
-    import platformdirs
-    import pooch
-
-    cache = platformdirs.user_cache_path("dioptra-assets") / "imagenet"
-    try:
-        path = pooch.retrieve(
-            CLASS_INDEX_URL,
-            known_hash=f"md5:{CLASS_INDEX_MD5}",
-            fname=CLASS_INDEX,
-            path=cache,
-            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS),  # pyright: ignore[reportArgumentType]
-        )
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch raises ValueError on a wrong hash
-        why = " ".join(str(error).split())[:160]
-        raise DataError(
-            f"{CLASS_INDEX}, the classes of ImageNet, could not be fetched to {cache} from {CLASS_INDEX_URL}"
-            f" ({type(error).__name__}: {why}): put the file into imagenet/ of the folder that the environment variable"
-            f" {DATA_VARIABLE} names, or list the ids of the classes under `classes`"
-        ) from error
-    return Path(path)
+    text = resources.files(__package__).joinpath(IMAGENET_CLASS_FILE).read_text("utf-8")
+    return tuple(line.partition("\t")[0] for line in text.splitlines())
 
 
 def _check_classes(names: Iterable[str], where: str) -> None:

@@ -1,5 +1,4 @@
 import io
-import json
 import os
 import random
 import struct
@@ -13,8 +12,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from dioptra_assets.robustness.data import DataError, ImageFolderSource, base, image_folder
+from dioptra_assets.robustness.data import DataError, ImageFolderSource, base
 from dioptra_assets.robustness.data.image_file import decode
+from dioptra_assets.robustness.data.image_folder import imagenet_classes
 
 
 def _picture(seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:
@@ -134,55 +134,30 @@ def test_a_relative_folder_does_not_lead_out_of_the_data(
     assert "../animals: is no folder of /, nor of the data" in _refusal(Path("../animals"))
 
 
-@pytest.fixture
-def ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A local list of the classes of ImageNet, its ids made up and out of order."""
-    made_up = [f"n{(7 * number) % 1000:08d}" for number in range(1000)]
-    (tmp_path / "data/imagenet").mkdir(parents=True)
-    index = {str(position): [wnid, "a name"] for position, wnid in enumerate(made_up)}
-    (tmp_path / "data/imagenet" / image_folder.CLASS_INDEX).write_text(json.dumps(index))
-    monkeypatch.setenv(base.DATA_VARIABLE, str(tmp_path / "data"))
-    return made_up
-
-
-def test_the_classes_of_imagenet_stand_in_the_order_of_the_pretrained_models(tmp_path: Path, ids: list[str]) -> None:
-    root = _folder(tmp_path / "photographs", {f"testing/{ids[position]}": ["a.png"] for position in (10, 2, 999)})
-    loaded = _source(root, classes="imagenet").load("testing")
-    assert loaded.class_names == tuple(ids)
+def test_the_classes_of_imagenet_are_shipped_in_the_order_of_the_pretrained_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asks the network"))
+    ids = imagenet_classes()
+    assert len(set(ids)) == 1000
+    assert list(ids) == sorted(ids)
+    assert (ids[0], ids[207], ids[999]) == (
+        "n01440764",
+        "n02099601",
+        "n15075141",
+    )  # tench, golden retriever, toilet tissue
+    root = _folder(tmp_path, {f"testing/{ids[position]}": ["a.png"] for position in (10, 2, 999)})
+    source = _source(root, classes="imagenet")
+    assert source.class_count() == 1000
+    loaded = source.load("testing")
+    assert loaded.class_names == ids
     assert dict(zip(loaded.index["image_id"], loaded.labels, strict=True)) == {
         f"{ids[position]}/a.png": position for position in (2, 10, 999)
     }
 
 
-def test_a_folder_that_is_no_class_of_imagenet_is_refused(animals: Path, ids: list[str]) -> None:
+def test_a_folder_that_is_no_class_of_imagenet_is_refused(animals: Path) -> None:
     assert "class 'cat' is not in the list of classes" in _refusal(animals, classes="imagenet")
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"0": ["n00000000", "a"]}', json.dumps({str(n): 1 for n in range(1000)})]
-)
-def test_a_bad_list_of_the_classes_of_imagenet_is_refused_by_name(animals: Path, ids: list[str], content: str) -> None:
-    path = animals.parent / "data/imagenet" / image_folder.CLASS_INDEX
-    path.write_text(content)
-    assert f"{path}: cannot be read as" in _refusal(animals, classes="imagenet")
-
-
-def test_the_number_of_the_classes_of_imagenet_is_known_and_a_failed_download_is_said(
-    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import platformdirs
-
-    # Nothing listens on the discard port.
-    address = "http://127.0.0.1:9/imagenet_class_index.json"
-    monkeypatch.setattr(image_folder, "local_data", lambda name: None)
-    monkeypatch.setattr(image_folder, "CLASS_INDEX_URL", address)
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert _source(animals, classes="imagenet").class_count() == 1000
-    message = _refusal(animals, classes="imagenet")
-    assert address in message
-    assert f"put the file into imagenet/ of the folder that the environment variable {base.DATA_VARIABLE}" in message
-    assert "under `classes`" in message
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -285,7 +260,6 @@ REFUSED = {
     "cut pixels in whole chunks": (_png(12, 10, 8, 0, bytes(range(130)), cut=20), "cannot be read"),
     "16 bits grey": (_png(2, 2, 16, 0, bytes(10)), "16 bits"),
     "16 bits RGB": (_png(2, 2, 16, 2, bytes(26)), "16 bits"),
-    "cmyk": (_encode(_picture(mode="CMYK"), "JPEG"), "colour mode CMYK"),
     "shows through": (_see_through(), "show through"),
     "shows through by palette": (_encode(_picture(mode="P"), transparency=_picture(mode="P").getpixel((0, 0))), "show"),
     "animated": (_encode(_picture(), save_all=True, append_images=[_picture(1)]), "animated"),
@@ -485,3 +459,64 @@ def test_real_photographs_load_at_the_size_of_a_pretrained_model() -> None:
         # A photograph has contrast, and is neither all dark nor all bright.
         assert batch.images.std(axis=(1, 2, 3)).min() > 0.05
         assert 0.0 <= batch.images.min() < batch.images.max() <= 1.0
+
+
+# What is cut off
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"exif": b"Exif\x00\x00" + b"\xff\xd9" * 9}]
+)
+def test_a_jpeg_without_its_end_marker_is_refused_by_name(animals: Path, options: dict[str, object]) -> None:
+    path = animals / "training/cat/a.png"
+    whole = _encode(_picture(size=(40, 30)), "JPEG", **options)
+    path.write_bytes(whole)
+    assert len(_source(animals).load("training")) == 2
+    for content in (whole[:-2], whole[:-1]):
+        path.write_bytes(content)
+        assert _refusal(animals) == f"{path}: is truncated: the end marker of the JPEG is missing"
+    path.write_bytes(whole + b"a tail that some cameras write")
+    assert len(_source(animals).load("training")) == 2
+
+
+def test_a_png_without_its_end_is_refused_by_name(animals: Path) -> None:
+    path = animals / "training/cat/a.png"
+    path.write_bytes(path.read_bytes()[:-12])
+    assert _refusal(animals) == f"{path}: is truncated: the end of the PNG is missing"
+
+
+# How images are brought to size
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (32, 32)])
+def test_the_short_side_is_brought_to_length_and_the_middle_cut_out(animals: Path, size: tuple[int, int]) -> None:
+    picture = _picture(size=size)
+    (animals / "training/cat/a.png").write_bytes(_encode(picture))
+    loaded = _source(animals, image_size=(16, 16), resize={"short_side": 20, "crop": 16}).load("training")
+    width, height = {(50, 31): (32, 20), (31, 50): (20, 32), (32, 32): (20, 20)}[size]
+    left, top = round((width - 16) / 2), round((height - 16) / 2)
+    expected = picture.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + 16, top + 16))
+    np.testing.assert_array_equal(loaded.to_numpy()[0][0], np.asarray(expected, np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"image_size": (8, 8), "resize": {"short_side": 20, "crop": 16}}, "is not that of the crop"),
+        ({"image_size": (16, 16), "resize": {"short_side": 12, "crop": 16}}, "does not fit into short_side 12"),
+        ({"resize": {"short_side": 12}}, "crop"),
+        ({"resize": "lanczos"}, "bicubic"),
+    ],
+)
+def test_a_cut_that_does_not_fit_is_refused(animals: Path, fields: dict[str, object], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        _source(animals, **fields)
+
+
+def test_cmyk_becomes_rgb_as_pillow_converts_it(animals: Path) -> None:
+    path = animals / "training/cat/a.png"
+    path.write_bytes(_encode(_picture(mode="CMYK"), "JPEG", quality=95))
+    with Image.open(path) as image:
+        assert image.mode == "CMYK"
+        expected = np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+    np.testing.assert_array_equal(_source(animals).load("training").to_numpy()[0][0], expected)
