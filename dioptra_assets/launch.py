@@ -86,6 +86,7 @@ def materialize_experiment(
 
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
+        StoreError: when the store does not answer, before anything is computed.
     """
     graph = defs.resolve_asset_graph()
     levels = graph.toposorted_asset_keys_by_level
@@ -98,6 +99,7 @@ def materialize_experiment(
             f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
         )
     job = defs.resolve_implicit_global_asset_job_def()
+    store.check_answer()
     with partition_loading_context(dynamic_partitions_store=instance):
         launched = _materialize(graph, job, keys, instance=instance, store=store, log=log, module=module)
     tell_mlflow((defs.resources or {})["tracking"], store, instance, log)

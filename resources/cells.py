@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from resources.redacted import without_passwords
 
 FORMAT = 1
 VERSION = r"\d{8}T\d{6}-[0-9a-f]{8}"
@@ -47,6 +49,10 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 class StoreError(RuntimeError):
     """The store could not be read or written."""
+
+
+class StoreRefusedError(StoreError):
+    """The server of the store does not take these credentials, or has no such bucket: waiting does not mend it."""
 
 
 class MissingCellError(LookupError):
@@ -258,7 +264,13 @@ class CellStore:
         for name, endpoint in endpoints.items():
             if not endpoint.startswith(("http://", "https://")):
                 raise StoreError(
-                    f"cannot open {self.url}: {name} is {endpoint!r}, it must begin with https:// or http://"
+                    f"cannot open {self.url}: {name} is {without_passwords(endpoint)!r}, it must begin with https:// or"
+                    " http://"
+                )
+            if without_passwords(endpoint) != endpoint:
+                raise StoreError(
+                    f"cannot open {self.url}: {name} holds a user and a password, which S3 does not take; set"
+                    " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
         plain = any(endpoint.startswith("http://") for endpoint in endpoints.values())
         return from_url(
@@ -422,8 +434,21 @@ class CellStore:
 
     def _failure(self, what: str, error: Exception) -> StoreError:
         # obstore adds pages of its own structures to the sentence that matters.
-        reason = str(error).partition("\n\nDebug source")[0]
+        reason = without_passwords(str(error).partition("\n\nDebug source")[0])
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "NoSuchBucket" in reason:
+            return StoreRefusedError(f"cannot {what} in {self.url}, the server refuses: {reason}")
+        if "ConnectionRefused" in str(error):
+            reason = f"nothing answers there ({reason})"
         return StoreError(f"cannot {what} in {self.url}: {reason}")
+
+    def check_answer(self) -> None:
+        """Ask the store one question, so that a server that is away or refuses is known before any work is done.
+
+        Raises:
+            StoreError: see :class:`StoreRefusedError`.
+        """
+        if self.remote:
+            self.get("is-anybody-there")
 
     def _list(self, prefix: str) -> dict[str, int]:
         """Path -> bytes of every object below a folder."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import socket
 import sqlite3
 from collections.abc import Mapping
@@ -105,11 +104,6 @@ def without_user(uri: str) -> str:
     """A URL without user and password."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def without_passwords(text: str) -> str:
-    """Text for an error message, without the passwords of the URLs in it."""
-    return re.sub(r"//[^/\s@]+@", "//***@", text)
 
 
 def file_sha256(path: Path) -> str:

@@ -34,8 +34,8 @@ from resources.mlflow_client import (
     require_port,
     transferring,
     with_deadline,
-    without_passwords,
 )
+from resources.redacted import as_cause, without_passwords
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -438,7 +438,7 @@ class Tracking(dg.ConfigurableResource):
             pause = min(2 * outage.pause, RETRY_AT_MOST) if outage else RETRY_AFTER
             _outages[self.mlflow_tracking_uri] = _Outage(time.monotonic() + pause, pause)
             message = f"{where} is not usable ({doing}): {without_passwords(str(error)) or type(error).__name__}"
-            raise TrackingUnavailable(message) from error
+            raise TrackingUnavailable(message) from as_cause(error)
         if outage and doing != CONNECTING:
             _outages.pop(self.mlflow_tracking_uri, None)
 

@@ -6,7 +6,7 @@ from dioptra_assets.assets.adversarial_sets import log_archive
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset, every
 from dioptra_assets.assets.configs import INVERSION_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
-from dioptra_assets.assets.pictures import picture
+from dioptra_assets.assets.pictures import markdown_table, picture
 from dioptra_assets.robustness.image_set import encode_png, tile
 from dioptra_assets.robustness.inversion import INVERTED_COLUMNS, ModelInversion, invert
 from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
@@ -107,7 +107,7 @@ def _invert(cell: CellContext) -> CellResult:
         stored,
         {
             "pictures": picture(encode_png(grid.repeat(zoom, axis=0).repeat(zoom, axis=1)), f"inverted: {cell.cell}"),
-            "classes": dg.MetadataValue.md(inverted.index.round(4).to_markdown(index=False)),
+            "classes": dg.MetadataValue.md(markdown_table(inverted.index.round(4))),
             "device": device,
             "seed": seed,
         },
@@ -142,7 +142,7 @@ def _score(cell: CellContext) -> CellResult:
     for model in others:
         other = model.cell.partition[ARCHITECTURE]
         metrics[f"agreement of {other}"] = float((table[f"prediction_{other}"] == table["label"]).mean())
-    metadata: dict[str, object] = {"scores": dg.MetadataValue.md(table.round(3).to_markdown(index=False))}
+    metadata: dict[str, object] = {"scores": dg.MetadataValue.md(markdown_table(table.round(3)))}
     if missing:
         metadata["missing"] = dg.MetadataValue.text(f"not asked, because not materialized: {', '.join(missing)}")
     return CellResult(stored, metadata, metrics)

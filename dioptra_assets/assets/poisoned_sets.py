@@ -13,7 +13,7 @@ from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset, eve
 from dioptra_assets.assets.configs import ARCHITECTURE_CONFIG, POISONING_CONFIG, read_attack, read_recipe
 from dioptra_assets.assets.datasets import image_set_metadata
 from dioptra_assets.assets.models import GPU_POOL, train_model
-from dioptra_assets.assets.pictures import picture
+from dioptra_assets.assets.pictures import markdown_table, picture
 from dioptra_assets.robustness.image_set import ImageSet, encode_png, tile
 from dioptra_assets.robustness.poisoning import (
     AdversarialEmbedding,
@@ -138,7 +138,7 @@ def _poison(cell: CellContext) -> CellResult:
         stored,
         {
             "poisons, before and after": _poisons(training_set, poisoned_set),
-            "poison manifest": dg.MetadataValue.md(manifest.head(SHOWN_POISONS).to_markdown(index=False)),
+            "poison manifest": dg.MetadataValue.md(markdown_table(manifest.head(SHOWN_POISONS))),
             "threat model": threat_model_table(config.threat_model()),
             **{name: value for name, value in facts.items() if name != "attack"},
         },
@@ -168,7 +168,7 @@ def _manifest(cell: CellContext) -> CellResult:
     relabelled = int((manifest["old_label"] != manifest["new_label"]).sum())
     return CellResult(
         stored,
-        {"preview": dg.MetadataValue.md(manifest.head(SHOWN_POISONS).to_markdown(index=False))},
+        {"preview": dg.MetadataValue.md(markdown_table(manifest.head(SHOWN_POISONS)))},
         {"poisons": len(manifest), "relabelled": relabelled},
     )
 

@@ -6,7 +6,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
-from resources.cells import CellStore, StoreError
+from resources.cells import CellStore, StoreError, StoreRefusedError
 
 # How often, and after how long, a step whose remote store did not answer is tried again.
 STORE_RETRIES = 3
@@ -40,8 +40,12 @@ def left_to_do(
 
 
 def try_again_where_the_store_is_away(context: dg.AssetExecutionContext, store: CellStore, error: Exception) -> None:
-    """A server that is down comes back: the step begins again, and keeps the cells that are done."""
-    if isinstance(error, StoreError) and store.remote and context.retry_number < STORE_RETRIES:
+    """A server that is down comes back: the step begins again, and keeps the cells that are done.
+
+    One that refuses will refuse again.
+    """
+    away = isinstance(error, StoreError) and not isinstance(error, StoreRefusedError)
+    if away and store.remote and context.retry_number < STORE_RETRIES:
         context.log.warning(f"{error}: trying again in {STORE_RETRY_SECONDS} s")
         raise dg.RetryRequested(STORE_RETRIES, STORE_RETRY_SECONDS) from error
 
