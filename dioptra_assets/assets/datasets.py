@@ -54,7 +54,9 @@ def image_set_metadata(image_set: ImageSet) -> dict[str, object]:
     """What the UI shows of a set: a grid of its images, its size and its classes."""
     height, width, channels = image_set.image_shape
     counts = image_set.index["label"].value_counts().sort_index()
-    classes = "\n".join(f"| {as_text(image_set.class_names[int(str(label))])} | {count:,} |" for label, count in counts.items())
+    classes = "\n".join(
+        f"| {as_text(image_set.class_names[int(str(label))])} | {count:,} |" for label, count in counts.items()
+    )
     return {
         "images": picture(encode_png(image_set.grid()), f"the first images of each class of {image_set.name}"),
         "image size": f"{height} x {width} x {channels}",
