@@ -90,31 +90,37 @@ def transfer(experiment: Annotated[str, typer.Argument(help="Name of an experime
 
 
 @app.command()
-def gate(experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]) -> None:
-    """Hold the stored numbers of an experiment against its gates.
+def gate(
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")],
+    version: Annotated[
+        str | None, typer.Option(help="NAME@VERSION of a registered model, to judge that one alone.")
+    ] = None,
+) -> None:
+    """Hold the stored numbers of an experiment, and of the registered models it has met, against its gates.
 
-    Ends with 1 where a gate that blocks does not hold, with 2 where there is none or a cell it judges is missing.
+    Ends with 0 where all of them hold, with 1 where one that blocks does not, with 3 where one could not be judged:
+    numbers are missing, stale, or failed their sanity checks. With 2 where there is nothing to judge.
     """
     import dioptra_assets as da
-    from dioptra_assets.assets.gates import said
     from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, overall, said
 
     try:
-        rows, missing = da.gates(experiment)
-    except UnknownExperimentError as error:
+        rows = da.gates(experiment, version)
+    except (UnknownExperimentError, LookupError) as error:
         _complain(error)
         raise typer.Exit(2) from error
-    for _, row in rows.iterrows():
-        mark = "[green]pass[/green]" if row["passed"] else {"block": "[red]FAIL[/red]", "warn": "warn"}[row["severity"]]
-        console.print(f"{mark}  {row['architecture']} {row['attack']}: {escape(said(row))}", soft_wrap=True)
-    for path in missing:
-        _complain(f"not judged: {path} has not been materialized")
-    if not len(rows) and not missing:
-        _complain(f"experiment {experiment!r} has no gates: write some under `gates` in its file")
-    if (~rows["passed"].astype(bool) & (rows["severity"] == "block")).any():
-        raise typer.Exit(1)
-    if missing or not len(rows):
+    if rows.empty:
+        _complain(f"experiment {experiment!r} has no gates for this: write some under `gates` in its file")
         raise typer.Exit(2)
+    marks = {"passed": "[green]pass[/green]", "not judged": "[red]not judged[/red]"}
+    for _, row in rows.iterrows():
+        failed = {"block": "[red]FAIL[/red]", "warn": "warn"}[row["severity"]]
+        mark = marks.get(row["status"], failed)
+        console.print(f"{mark}  {row['architecture']} {row['attack']}: {escape(said(row))}", soft_wrap=True)
+    code = {FAILED: 1, NOT_JUDGED: 3}.get(overall(rows), 0)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

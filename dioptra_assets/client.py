@@ -22,6 +22,8 @@ from resources import documents, home, image_store, models, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from dioptra_assets.launch import Launched
 
 __all__ = [
@@ -105,24 +107,32 @@ def load(asset: str, **partition: str) -> Any:
     return pd.concat([_with_dimensions(one) for one in opened], ignore_index=True)
 
 
-def gates(experiment: str) -> tuple[pd.DataFrame, list[str]]:
+def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
     """Whether the stored numbers of an experiment reach what its gates ask of them.
 
     Args:
         experiment: its name.
+        version: `NAME@VERSION` of a registered model, to judge that one alone; else every model of the experiment and
+            every version that it has met.
 
     Returns:
         One row a gate and cell: `rule`, `severity`, `architecture`, `attack`, `metric`, `value` with its 95 % interval
-        `low` to `high`, `n`, `limit` and `passed`; and the metric cells that are missing.
+        `low` to `high`, `n`, `limit`, `against` (the version it is held against), `status` (passed, failed, or not
+        judged), `why` it was not, and `passed`. Numbers that are missing, stale, or failed their sanity checks are not
+        judged.
 
     Raises:
         UnknownExperimentError: when there is no such experiment.
+        LookupError: when the experiment has not met the version.
         DamagedCellError: when a stored table is not what was written.
     """
-    from dioptra_assets.assets.gates import verdicts
-    from dioptra_assets.definitions import experiment_spec
+    from dioptra_assets.definitions import defs, experiment_spec
+    from dioptra_assets.verdicts import verdicts
 
-    return verdicts(experiment_spec(experiment), CellStore(home.store_url()))
+    spec = experiment_spec(experiment)
+    with _instance() as instance, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return verdicts(spec, defs(), instance=instance, store=CellStore(home.store_url()), version=version)
 
 
 def cells(asset: str) -> pd.DataFrame:
@@ -174,18 +184,23 @@ def materialize(experiment: str, log: Callable[[str], None] = print) -> "Launche
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
         ExperimentError: when an experiment file is wrong.
     """
-    import dagster as dg
-
     from dioptra_assets.definitions import defs
     from dioptra_assets.launch import materialize_experiment
 
-    home.home().mkdir(parents=True, exist_ok=True)
-    os.environ["DAGSTER_HOME"] = str(home.home())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings(), dg.DagsterInstance.get() as instance:
+    with warnings.catch_warnings(), _instance() as instance:
         warnings.simplefilter("ignore")
         store = CellStore(home.store_url())
         return materialize_experiment(defs(), experiment, instance=instance, store=store, log=log)
+
+
+def _instance() -> "dg.DagsterInstance":
+    """The Dagster of this home."""
+    import dagster as dg
+
+    home.home().mkdir(parents=True, exist_ok=True)
+    os.environ["DAGSTER_HOME"] = str(home.home())
+    return dg.DagsterInstance.get()
 
 
 def tracking_uri() -> str:

@@ -20,7 +20,7 @@ from dioptra_assets.assets.poisoned_sets import poisoned_set_assets
 from dioptra_assets.assets.poisoning_tables import poisoning_table_assets
 from dioptra_assets.assets.registered_models import registered_model_assets
 from dioptra_assets.assets.reports import report_assets
-from dioptra_assets.assets.sanity import sanity_asset
+from dioptra_assets.assets.sanity import model_sanity_asset, sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
 from dioptra_assets.sensors import automation_sensor, nightly_schedule, registry_sensor
 from partitions.experiment_files import check_files
@@ -88,7 +88,7 @@ def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         # What comes as it is asked for is never complete: no asset goes over all of it.
         return [*assets, *workbench_assets(spec)]
     if spec.attacks:
-        assets.append(sanity_asset(spec))
+        assets += [model_sanity_asset(spec), sanity_asset(spec)]
     assets += gate_assets(spec)
     if spec.watch:
         assets += registered_model_assets(spec)

@@ -1,12 +1,14 @@
 """What is computed without being asked: new registered models, what became stale, and all of it once a night."""
 
 from collections.abc import Callable
+from itertools import product
 
 import dagster as dg
 
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
-from dioptra_assets.assets.gates import gated_families
+from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.registered_models import VERSIONS, version_key
+from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.launch import CellFailedError, materialize_cell, materialize_experiment
 from partitions.experiments import BRANCH, ExperimentSpec, Watch, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key
@@ -195,11 +197,15 @@ def registered_model_job(
 
         if make("testing_set", {}) and make("model", own) and make("clean_predictions", own):
             made_from = ["adversarial_set", "evasion_examples", "evasion_metrics"]
-            made_from += [f"{family}_gate" for family in gated_families(spec)]
+            measured = []
             for key in spec.attacks:
                 # The first that fails ends this attack; the others are made all the same.
-                if make("attack_config", {ATTACK: key}):
-                    all(make(asset, own | {ATTACK: key}) for asset in made_from)
+                if make("attack_config", {ATTACK: key}) and all(make(one, own | {ATTACK: key}) for one in made_from):
+                    measured.append(key)
+            # A gate goes by the sanity checks of the model, which are over all of its attacks.
+            if measured and make(MODEL_SANITY, own):
+                for family, key in product(gated_families(spec), measured):
+                    make(f"{family}_gate", own | {ATTACK: key})
             make(VERSIONS, {})
         if failures:
             raise dg.Failure(

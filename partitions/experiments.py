@@ -225,7 +225,11 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         automation=file.automation,
         schedule=file.schedule,
         gates=gate_rules(
-            name, file.gates, {"evasion": families["evasion"], "poisoning": families["poisoning"]}, defences
+            name,
+            file.gates,
+            {"evasion": families["evasion"], "poisoning": families["poisoning"]},
+            defences,
+            watches=file.watch is not None,
         ),
     )
 

@@ -9,7 +9,12 @@ from partitions.configs import ExperimentError, one_of
 
 
 def gate_rules(
-    experiment: str, entries: Iterable[Any], families: Mapping[Family, Iterable[str]], defences: Iterable[str]
+    experiment: str,
+    entries: Iterable[Any],
+    families: Mapping[Family, Iterable[str]],
+    defences: Iterable[str],
+    *,
+    watches: bool = False,
 ) -> tuple[Gate, ...]:
     """The gates of an experiment.
 
@@ -18,6 +23,7 @@ def gate_rules(
         entries: a sentence each, or `{rule: SENTENCE, severity: warn}`.
         families: family -> its attack keys.
         defences: names of the defences.
+        watches: whether the experiment watches registered models, which alone have aliases.
 
     Raises:
         ExperimentError: naming experiment and rule, and what is allowed.
@@ -45,6 +51,13 @@ def gate_rules(
             raise ExperimentError(f"{where}: the rule is given twice")
         if gate.defence not in ("none", *defences):
             raise ExperimentError(f"{where}: there is no defence {gate.defence!r}, {one_of(defences)}")
+        if gate.alias and not watches:
+            raise ExperimentError(
+                f"{where}: {gate.against!r} is an alias, which only registered models have: say `watch` in the file, or"
+                " write `last` or `best`"
+            )
+        if gate.alias and gate.defence != "none":
+            raise ExperimentError(f"{where}: registered models stand behind no defence, take `behind` or the alias out")
         if not any(gate.holds_for(family, key) for family, keys in families.items() for key in keys):
             judged = [
                 key for family, keys in families.items() if gate.metric in METRICS.get(family, ()) for key in keys

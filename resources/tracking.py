@@ -356,6 +356,26 @@ class Tracking(dg.ConfigurableResource):
             raise LookupError(f"there is no version {version or 'at all'} of the registered model {name!r}: {known}")
         return dict(max(chosen, key=lambda one: int(one.version)).tags)
 
+    def version_of_alias(self, name: str, alias: str) -> str:
+        """The version of a registered model that an alias names.
+
+        Raises:
+            LookupError: when it names none, or MLflow does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client = self._connect()
+            with self.reaching(f"looking up the alias {alias!r} of the registered model {name!r}"):
+                try:
+                    return str(client.get_model_version_by_alias(name, alias).version)
+                except MlflowException as error:
+                    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                        raise
+        except TrackingUnavailable as error:
+            raise LookupError(f"which version of {name} is @{alias} is not known: {error}") from error
+        raise LookupError(f"no version of {name} has the alias {alias!r}: set it in the registry")
+
     def _connect(self) -> "MlflowClient":
         uri = self.mlflow_tracking_uri
         scheme = self._checked_scheme()

@@ -61,7 +61,10 @@ class CellResult:
 
 # What the branch of registered models has of its own; testing set and configs are those of the experiment.
 BRANCH_ASSETS = frozenset(
-    {"model", "clean_predictions", "adversarial_set", "evasion_examples", "evasion_metrics", "evasion_gate"}
+    {
+        *("model", "clean_predictions", "adversarial_set", "evasion_examples", "evasion_metrics"),
+        *("model_sanity", "evasion_gate"),
+    }
 )
 
 

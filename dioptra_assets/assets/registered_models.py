@@ -16,6 +16,7 @@ from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
 from dioptra_assets.assets.pictures import picture
+from dioptra_assets.assets.sanity import model_sanity_asset
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
@@ -83,6 +84,7 @@ def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         clean_predictions_asset(branch),
         adversarial_set_asset(branch),
         *metric_table_assets(branch),
+        model_sanity_asset(branch),
         *gate_assets(branch),
         cell_asset(
             branch,

@@ -17,13 +17,14 @@ from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import proportion, security_curve, transfer_matrix
 from dioptra_assets.robustness.report import METRICS_FILE, MOST_ROWS, SHOWN_MODELS, ReportData
+from dioptra_assets.robustness.worst_case import WORST_CASE_INPUTS, WorstCase
 from partitions.attacks import SECTIONS, attack_document
 from partitions.experiments import ExperimentFile, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
 from resources.cells import StoredCell
 from resources.image_store import read_image_set
 from resources.models import read_history
-from resources.tables import read_table
+from resources.tables import read_table, read_tables
 
 PACKAGES = (
     *("dioptra-assets", "dagster", "tensorflow", "keras", "adversarial-robustness-toolbox", "mlflow"),
@@ -73,7 +74,9 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
     metric_cells, _ = cell.present(
         "evasion_metrics", [{ARCHITECTURE: a, ATTACK: k} for k in attacks for a in spec.architectures]
     )
+    headline = _worst_case(cell, attacks)
     return ReportData(
+        headline=headline,
         experiment=spec.name,
         description=spec.description,
         data=pd.DataFrame([_set_row(stored) for stored in sets]),
@@ -110,6 +113,15 @@ def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
             *([(METRICS_FILE.format(spec.name), "metric table")] if len(metrics) > MOST_ROWS else []),
         ],
     )
+
+
+def _worst_case(cell: CellContext, attacks: list[str]) -> pd.DataFrame:
+    """The worst case over all attacks that exist, from one cell of examples after the other."""
+    worst = WorstCase(cell.spec.attacks)
+    partitions = [{ARCHITECTURE: a, ATTACK: k} for k in attacks for a in cell.spec.architectures]
+    for stored in cell.present("evasion_examples", partitions)[0] if partitions else []:
+        worst.add(read_tables([stored], WORST_CASE_INPUTS))
+    return worst.table()
 
 
 def _strongest(metrics: pd.DataFrame, attacks: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.cells import CellContext
-from dioptra_assets.assets.gates import gated_families
+from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import defence_comparison

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from dioptra_assets.robustness.examples import NO_DEFENCE
@@ -55,17 +56,12 @@ def compare_images(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_rates(attack: str, images: pd.DataFrame) -> dict[str, object]:
-    """One row of `COMPARISON_COLUMNS` from the images of one attack.
-
-    The interval is Wald's for paired proportions with Agresti and Min's half image added to each of the four cells
-    (Statistics in Medicine 2005, 24:729-740).
-    """
+    """One row of `COMPARISON_COLUMNS` from the images of one attack."""
     from scipy.stats import binomtest
 
     first, second = images["first_right"], images["second_right"]
     n, only_first, only_second = len(images), int((first & ~second).sum()), int((second & ~first).sum())
-    b, c, total = only_first + 0.5, only_second + 0.5, n + 2
-    centre, error = (b - c) / total, math.sqrt(b + c - (b - c) ** 2 / total) / total
+    low, high, _ = paired_interval(first.to_numpy(bool), second.to_numpy(bool))
     parted = only_first + only_second
     return {
         "attack": attack,
@@ -73,9 +69,27 @@ def compare_rates(attack: str, images: pd.DataFrame) -> dict[str, object]:
         "first": float(first.mean()),
         "second": float(second.mean()),
         "difference": (only_first - only_second) / n,
-        "low": max(-1.0, centre - Z * error),
-        "high": min(1.0, centre + Z * error),
+        "low": low,
+        "high": high,
         "first_only": only_first,
         "second_only": only_second,
         "p_value": float(binomtest(only_first, parted).pvalue) if parted else 1.0,
     }
+
+
+def paired_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """The 95 % interval of the difference of two rates of the same images, and its standard error.
+
+    It is Wald's for paired proportions with Agresti and Min's half image added to each of the four cells (Statistics in
+    Medicine 2005, 24:729-740).
+
+    Args:
+        first: bool [n].
+        second: bool [n], of the same images in the same order.
+
+    Returns:
+        Lower and upper end, in [-1, 1], and the standard error.
+    """
+    b, c, total = (first & ~second).sum() + 0.5, (second & ~first).sum() + 0.5, len(first) + 2
+    centre, error = float((b - c) / total), math.sqrt(b + c - (b - c) ** 2 / total) / total
+    return max(-1.0, centre - Z * error), min(1.0, centre + Z * error), error

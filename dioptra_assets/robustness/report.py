@@ -41,6 +41,8 @@ FIGURE_KINDS = {
 # What a page can show and still be opened: rows of a table, models with pictures of their own.
 SHOWN_ROWS = 500
 SHOWN_MODELS = 24
+# Of more systems and threat models than this the headline is a table.
+SHOWN_CARDS = 24
 # Rows of the metric table that a JSON document can hold; more lie beside it as Parquet, and the worst stand in it.
 MOST_ROWS = 20_000
 METRICS_FILE = "{}.metrics.parquet"
@@ -60,6 +62,7 @@ class ReportData:
             `threat_model` with `nist_class`, `knowledge`, `goal`, `norm` and `budget`.
         metrics: the metric table: `source`, `attack`, `target`, `defence`, `n`, `seed`, rates such as
             `robust_accuracy` with `robust_accuracy_low` and `_high`, and distances such as `l2_mean`.
+        headline: the worst case over attacks, image by image: rows of `worst_case.WORST_CASE_COLUMNS`.
         transfer_matrices: attack key to robust accuracies; rows are sources, columns are targets, NaN is missing. Of
             many attacks those alone that leave the models the least.
         figures: name to PNG. A name is `loss_curves/ARCHITECTURE`, `transfer_matrix/ATTACK`, `security_curves`,
@@ -81,6 +84,7 @@ class ReportData:
     models: pd.DataFrame
     attacks: Sequence[Mapping[str, Any]]
     metrics: pd.DataFrame
+    headline: pd.DataFrame = field(default_factory=pd.DataFrame)
     transfer_matrices: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, bytes] = field(default_factory=dict)
     grids: Sequence[tuple[str, bytes]] = ()
@@ -158,7 +162,7 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    headlines = _headlines(data.metrics)
+    headlines = _headlines(data.headline)
     pictures = {name: _picture(name, png, data, headlines) for name, png in data.figures.items()}
 
     def of_kind(kind: str) -> list[Picture]:
@@ -171,7 +175,15 @@ def render_report(data: ReportData) -> str:
         shown_models=SHOWN_MODELS,
         metrics_file=next((file for file in data.files if file[0] == METRICS_FILE.format(data.experiment)), None),
         attacks_of_all=measured if 0 < len(data.transfer_matrices) < measured else 0,
-        headlines=headlines,
+        headlines=headlines[:SHOWN_CARDS],
+        headline_table=_table(
+            data.headline.assign(
+                rests_on=np.where(data.headline["one_step"], "one-step attacks alone", "several steps")
+            ).drop(columns="one_step")
+            if len(data.headline)
+            else pd.DataFrame(),
+            "Worst case over attacks, image by image",
+        ),
         # An experiment without evasion attacks has no parts on them; one whose cells are all missing says so.
         evasion=len(data.metrics) > 0 or not data.sections,
         attack_groups=_attack_groups(data.attacks),
@@ -226,33 +238,23 @@ def _rate_columns(metrics: pd.DataFrame) -> list[str]:
     return [c for c in map(str, metrics) if not _is_distance(c) and not (plain and c == "adaptive")]
 
 
-def _headlines(metrics: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each model and defence, the row of the metric table with the lowest robust accuracy."""
-    if metrics.empty or "robust_accuracy" not in metrics:
-        return []
-    frame = metrics[metrics["robust_accuracy"].notna()]
-    defences = [_plain(defence) for defence in frame.get("defence", ["none"] * len(frame))]
-    systems = list(zip(frame["target"], defences, strict=True))
-    headlines = []
-    for target, defence in dict.fromkeys(systems):
-        rows = frame[[system == (target, defence) for system in systems]]
-        worst = rows.iloc[int(rows["robust_accuracy"].to_numpy(float).argmin())]
-        headlines.append(
-            {
-                "model": target,
-                "defence": "" if defence in ("none", "–") else defence,
-                "robust": rate(*_ends(worst, "robust_accuracy")),
-                "clean": rate(*_ends(worst, "clean_accuracy")),
-                "attack": worst["attack"],
-                "source": worst["source"],
-                "white_box": worst["source"] == target,
-                "n": f"{int(worst['n']):,}",
-                "cells": len(rows),
-                "robust_width": f"{100 * worst['robust_accuracy']:.1f}",
-                "clean_width": f"{100 * np.nan_to_num(worst.get('clean_accuracy', math.nan)):.1f}",
-            }
-        )
-    return headlines
+def _headlines(worst: pd.DataFrame) -> list[dict[str, Any]]:
+    """For each threat model, what is left of each model: a card a row of the worst cases."""
+    return [
+        {
+            "model": row["target"],
+            "defence": "" if row["defence"] in ("none", "–") else row["defence"],
+            "threat": row["threat"],
+            "robust": rate(*_ends(row, "robust_accuracy")),
+            "clean": rate(*_ends(row, "clean_accuracy")),
+            "attacks": row["attacks"],
+            "one_step": bool(row["one_step"]),
+            "n": f"{int(row['n']):,}",
+            "robust_width": f"{100 * np.nan_to_num(row['robust_accuracy']):.1f}",
+            "clean_width": f"{100 * np.nan_to_num(row['clean_accuracy']):.1f}",
+        }
+        for _, row in worst.iterrows()
+    ]
 
 
 def _attack_groups(attacks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -387,7 +389,7 @@ def _picture(name: str, png: bytes, data: ReportData, headlines: list[dict[str, 
         alt = f"{alt}. {caption}."
     elif kind == "security_curves" and headlines:
         told = [
-            f"{h['model']} falls from {h['clean'][0]} clean to {h['robust'][0]} under {h['attack']}" for h in headlines
+            f"{h['model']} falls from {h['clean'][0]} clean to {h['robust'][0]} within {h['threat']}" for h in headlines
         ]
         alt = f"{caption}. {'; '.join(told)}."
     elif kind == "loss_curves" and what in set(data.models.get("architecture", [])):

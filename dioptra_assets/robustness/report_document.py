@@ -65,6 +65,10 @@ class ReportDocument(Document):
         description="architecture, parameters, epochs, clean_accuracy with its 95 % interval low to high, data_version"
     )
     attacks: list[AttackDocument]
+    headline: list[Record] = Field(
+        description="the worst case over attacks, image by image, of each model and threat model: target, defence,"
+        " threat, robust_accuracy and clean_accuracy with their 95 % intervals, n, attacks, one_step"
+    )
     metrics: list[Record] = Field(
         description="the metric table: one row for each source, attack, target and defence; of more than"
         " 20,000 rows the 500 of the lowest robust accuracy, and all beside it in EXPERIMENT.metrics.parquet"
@@ -88,6 +92,7 @@ def report_document(data: ReportData) -> ReportDocument:
         image_sets=_records(data.data),
         models=_records(data.models),
         attacks=[AttackDocument.model_validate(_plain(attack)) for attack in data.attacks],
+        headline=_records(data.headline),
         metrics=_records(data.metrics if len(data.metrics) <= MOST_ROWS else lowest(data.metrics)),
         sections={_name(section): _section(section) for section in data.sections},
         provenance=[ProvenanceDocument.model_validate(row) for row in _records(data.provenance)],

@@ -1,15 +1,18 @@
 """Gates as a user meets them: a rule in the file, a verdict on every cell, a run and a command that fail."""
 
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from dioptra_assets import cli, definitions
 from partitions.configs import ExperimentError
 from partitions.experiments import parse_experiment
+from resources.tables import read_table
 from tests.conftest import EXPERIMENT, Lab
 
 EASY = "robust_accuracy >= 0 for fgm*"
@@ -20,6 +23,22 @@ STEADY = "clean_accuracy no worse than last by 1 standard error"
 def gated(lab: Lab, *gates: Any) -> Lab:
     lab.write({**EXPERIMENT, "gates": list(gates)})
     return lab
+
+
+def asked(lab: Lab, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
+    """What `dioptra-assets gate tiny` says, of the lab's project."""
+    return of_lab(lab, lambda: CliRunner().invoke(cli.app, ["gate", "tiny", *options]))
+
+
+def of_lab(lab: Lab, ask: Callable[[], Any]) -> Any:
+    """An answer of the client on the lab's project in place of this repository."""
+    spec, defs = definitions.experiment_spec, definitions.defs
+    try:
+        definitions.experiment_spec = lambda name: spec(name, lab.folder / lab.module)
+        definitions.defs = lab.defs
+        return ask()
+    finally:
+        definitions.experiment_spec, definitions.defs = spec, defs
 
 
 def evaluations(lab: Lab) -> dict[tuple[str, str | None], bool]:
@@ -98,7 +117,7 @@ def test_the_same_numbers_again_are_held_against_the_version_before_them(lab: La
     before = lab.bytes()
     assert lab.run("evasion_gate", "le_net|fgm_0.1").success
     verdict = lab.find("evasion_gate", architecture="le_net", attack="fgm_0.1")
-    assert verdict.manifest.attributes["last"] == []
+    assert list(read_table(verdict)["against"]) == ["no version before it has passed"]
     assert {path: digest for path, digest in lab.bytes().items() if path in before} == before
 
 
@@ -113,25 +132,44 @@ def test_the_same_numbers_again_are_held_against_the_version_before_them(lab: La
 def test_the_command_ends_with_a_code_that_ci_can_use(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, gate: Any, code: int, said: str
 ) -> None:
-    spec = parse_experiment("tiny", {**EXPERIMENT, "gates": [gate]})
-    monkeypatch.setattr(definitions, "experiment_spec", lambda name: spec)
-    result = CliRunner().invoke(cli.app, ["gate", "tiny"])
-    assert result.exit_code == code
+    result = asked(gated(lab, gate), monkeypatch)
+    assert result.exit_code == code, result.output
     assert said in result.output
 
 
-def test_the_command_does_not_pass_what_was_not_measured(blank_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = parse_experiment("tiny", {**EXPERIMENT, "gates": [EASY]})
-    monkeypatch.setattr(definitions, "experiment_spec", lambda name: spec)
-    result = CliRunner().invoke(cli.app, ["gate", "tiny"])
-    assert result.exit_code == 2
-    assert "not judged: tiny/evasion_metrics/le_net/fgm_0.1 has not been materialized" in result.output
+def test_the_command_does_not_pass_what_was_not_measured(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = asked(gated(blank, EASY), monkeypatch)
+    assert result.exit_code == 3
+    assert (
+        "not judged  le_net fgm_0.1: gate `robust_accuracy >= 0 for fgm*` is not judged; its numbers are missing"
+        in (result.output)
+    )
 
 
-@pytest.fixture
-def blank_home(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DIOPTRA_ASSETS_STORE", raising=False)
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"attacks": {"fgm": {"eps": [0.1, 0.3], "norm": 2}}}, "tiny/attack_config/fgm_0.1 was edited"),
+        ({"architectures": {"le_net": {"epochs": 2}}}, "tiny/architecture_config/le_net was edited"),
+        ({"data": {"source": "digits", "image_size": [16, 16], "test_fraction": 0.2}}, "tiny/testing_set was edited"),
+    ],
+)
+def test_the_command_does_not_pass_numbers_of_what_the_file_said_before(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, edit: dict[str, Any], said: str
+) -> None:
+    assert gated(lab, EASY) and asked(lab, monkeypatch).exit_code == 0
+    lab.write({**EXPERIMENT, **edit, "gates": [EASY]})
+    result = asked(lab, monkeypatch)
+    assert result.exit_code == 3 and said in result.output
+
+
+def test_the_command_says_what_is_not_an_experiment_and_what_asks_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked(lab, monkeypatch).exit_code == 2
+    assert "has no gates" in asked(lab, monkeypatch).output
+    lab_without = asked(gated(lab, EASY), monkeypatch, "--version", "team@1")
+    assert lab_without.exit_code == 2 and "has not met a registered model team@1" in lab_without.output
 
 
 @pytest.mark.parametrize(
@@ -146,6 +184,8 @@ def blank_home(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (["ra >= 0.5"], "no attack '*' has the metric 'ra', none has"),
         (["asr <= 0.5 behind jpeg"], "there is no defence 'jpeg'"),
         ([{"rule": EASY, "severity": "stop"}], "'stop' is not allowed, it must be one of block, warn"),
+        (["asr no worse than @champion"], "'@champion' is an alias, which only registered models have: say `watch`"),
+        (["robust_accuracy >= 0.5 for pgd*"], "no attack 'pgd*' has the metric"),
         ([{"role": EASY}], "write a sentence, or `{rule: SENTENCE, severity: warn}`"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dioptra_assets.robustness.report import ReportData, lowest, rate, render_report
+from dioptra_assets.robustness.worst_case import WORST_CASE_COLUMNS
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br"}
@@ -73,6 +74,16 @@ def metrics(models: list[str], attacks: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def headline() -> pd.DataFrame:
+    base = {"target": "le_net", "threat": "Linf <= 0.3", "n": 10000}
+    base |= {"clean_accuracy": 0.99, "clean_accuracy_low": 0.98, "clean_accuracy_high": 0.995}
+    made = {"attacks": "fgm_0.3 (made on le_net, shallow_net)", "one_step": True}
+    rates = {"robust_accuracy": 0.123, "robust_accuracy_low": 0.117, "robust_accuracy_high": 0.13}
+    behind = {"robust_accuracy": 0.8, "robust_accuracy_low": 0.79, "robust_accuracy_high": 0.81, "one_step": False}
+    plain = base | made | rates
+    return pd.DataFrame([plain | {"defence": "none"}, plain | {"defence": "jpeg"} | behind])[[*WORST_CASE_COLUMNS]]
+
+
 def report_data(**changes: object) -> ReportData:
     models, attacks = ["le_net", "shallow_net"], ["fgm_0.1", "fgm_0.3"]
     table = metrics(models, attacks)
@@ -105,6 +116,7 @@ def report_data(**changes: object) -> ReportData:
             for attack in attacks
         ],
         metrics=table,
+        headline=headline(),
         transfer_matrices=matrices,
         figures={"transfer_matrix/fgm_0.3": png(), "security_curves": png(), "loss_curves/le_net": png()},
         grids=[("fgm_0.3 made on le_net", png(90))],
@@ -197,27 +209,26 @@ def test_the_same_data_give_the_same_page():
     assert render_report(report_data()) == render_report(report_data())
 
 
-def test_the_headline_is_the_worst_cell_of_each_model_with_interval_and_n():
-    table = metrics(["le_net"], ["fgm_0.1", "fgm_0.3"])
-    table.loc[1, ["robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"]] = [0.123, 0.117, 0.130]
-    transferred = table.iloc[[0]].assign(source="other", attack="pgd", robust_accuracy=math.nan)
-    page = Page(render_report(report_data(metrics=pd.concat([table, transferred]))))
-    headline = page.text[page.text.index("The lowest robust accuracy") : page.text.index("How to read")]
-    assert "le_net 12.3 % [11.7, 13.0] under fgm_0.3, white-box, n = 10,000; the worst of 2 rows" in headline
+def test_the_headline_is_the_worst_case_of_each_threat_model_with_interval_n_and_attacks():
+    page = Page(render_report(report_data()))
+    headline = page.text[page.text.index("What is left of each model") : page.text.index("How to read")]
+    under = "under fgm_0.3 (made on le_net, shallow_net), n = 10,000; rests on one-step attacks alone"
+    assert f"le_net, Linf <= 0.3 12.3 % [11.7, 13.0] {under}" in headline
+    assert "le_net with jpeg, Linf <= 0.3 80.0 %" in headline
+    assert headline.count("rests on one-step") == 1
+    assert "No image has been attacked yet" in Page(render_report(report_data(headline=pd.DataFrame()))).text
 
 
-def test_a_defended_model_has_a_headline_of_its_own():
-    table = metrics(["le_net"], ["fgm_0.1"])
-    both = pd.concat([table, table.assign(defence="jpeg", robust_accuracy=0.8)])
-    page = Page(render_report(report_data(metrics=both)))
-    assert "le_net with jpeg 80.0 %" in page.text
+def test_the_attack_success_rate_is_explained_for_targeted_attacks_too():
+    said = Page(render_report(report_data())).text
+    assert "Of a targeted one: share of the images of other classes that are classified as the target class" in said
 
 
 def test_missing_cells_are_said_first():
     missing = ["evasion_metrics le_net|fgm_0.2", "model alex_net"]
     page = Page(render_report(report_data(missing=missing)))
     assert "2 cells are missing" in page.text
-    assert page.text.index("2 cells are missing") < page.text.index("The lowest robust accuracy")
+    assert page.text.index("2 cells are missing") < page.text.index("What is left of each model")
     assert all(cell in page.text for cell in missing)
     complete = Page(render_report(report_data()))
     assert "no cell is missing" in complete.text
@@ -237,7 +248,7 @@ def test_alternative_texts_say_what_the_picture_shows():
     assert any(
         "fgm_0.3" in alt and "lowest 43.0 %, made on shallow_net, evaluated on shallow_net" in alt for alt in alts
     )
-    assert any("le_net falls from 99.0 % clean to 44.0 % under fgm_0.3" in alt for alt in alts)
+    assert any("le_net falls from 99.0 % clean to 12.3 % within Linf <= 0.3" in alt for alt in alts)
     assert any("clean accuracy at the end 99.0 %" in alt for alt in alts)
     assert any("difference" in alt for alt in alts)
 

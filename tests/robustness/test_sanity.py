@@ -8,7 +8,19 @@ import pytest
 
 from dioptra_assets.robustness.attacks import FastGradientMethod, ProjectedGradientDescent, SquareAttack
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.sanity import CHECKS, SanityResult, larger, noisy, sanity_checks
+from dioptra_assets.robustness.sanity import (
+    CHECKS,
+    MODEL_SANITY_COLUMNS,
+    MOST_GAP,
+    REFERENCE_COLUMNS,
+    TRANSFERRED,
+    SanityResult,
+    comparisons,
+    larger,
+    model_sanity_table,
+    noisy,
+    sanity_checks,
+)
 
 N = 1000
 NO_NOISE = pd.DataFrame(columns=["target", "norm", "eps", "robust_accuracy", "n"])
@@ -27,7 +39,8 @@ def metrics(*rows: tuple[str, str, str, float] | tuple[str, str, str, float, str
     """Rows of source, attack, target and robust accuracy, and for those behind a defence its name and `adaptive`."""
     full = [row if len(row) == 6 else (*row, "none", False) for row in rows]
     columns = ["source", "attack", "target", "robust_accuracy", "defence", "adaptive"]
-    return pd.DataFrame(full, columns=columns).assign(n=N)
+    table = pd.DataFrame(full, columns=columns)
+    return table.assign(n=N, linf_max=0.1, clean_accuracy=0.95, clean_accuracy_low=0.9)
 
 
 def noise(rate: float, *, norm: str = "inf", eps: float = 0.3) -> pd.DataFrame:
@@ -54,6 +67,10 @@ def behind(oblivious: float, adaptive: float) -> pd.DataFrame:
     return metrics(
         ("a", "fgm", "a", 0.3), ("a", "fgm", "a", oblivious, "jpeg", False), ("a", "fgm", "a", adaptive, "jpeg", True)
     )
+
+
+def reference(attacked: float, other: float, *, low: float, loss: str = "exact") -> pd.DataFrame:
+    return pd.DataFrame([("a", "fgm", loss, attacked, other, 200, low)], columns=REFERENCE_COLUMNS)
 
 
 Case = tuple[pd.DataFrame, dict[str, Any]]
@@ -109,11 +126,32 @@ CASES: dict[str, tuple[Case, Case, str, Case, str]] = {
         "in the norm inf or 2",
     ),
     "gradients_are_there": (
-        (own(fgm=0.3), {"zero_gradients": {("a", "fgm"): 0.01}}),
-        (own(fgm=0.3), {"zero_gradients": {("a", "fgm"): 0.02}}),
+        (own(fgm=0.3), {"zero_gradients": {("a", "fgm", "none"): 0.01}}),
+        (own(fgm=0.3), {"zero_gradients": {("a", "fgm", "none"): 0.02}}),
         "a|fgm: 2.0% of the images have a gradient of zero",
         (own(square=0.3), {"zero_gradients": {}}),
         "a white-box attack",
+    ),
+    "the_loss_hides_nothing": (
+        (own(fgm=0.3), {"references": reference(0.3, 0.3, low=0.0)}),
+        (own(fgm=0.9), {"references": reference(0.9, 0.7, low=0.1)}),
+        "a|fgm: 90.0% of 200 images are still right, 70.0% with the loss exact",
+        (own(square=0.3), {}),
+        "an fgm, bim or pgd",
+    ),
+    "attacks_change_images": (
+        (own(fgm=0.3), {}),
+        (own(fgm=0.3).assign(linf_max=0.0), {}),
+        "a|fgm: no image was changed",
+        (own(), {}),
+        "declare an attack",
+    ),
+    "models_beat_guessing": (
+        (own(fgm=0.3), {}),
+        (own(fgm=0.0).assign(clean_accuracy=0.1, clean_accuracy_low=0.08), {}),
+        "a: 10.0% of the untouched images are right, guessing gives 10.0%: look at the order of the classes",
+        (own(), {}),
+        "declare an attack",
     ),
     "defences_are_judged_adaptive": (
         (behind(0.6, 0.4), {"defences": ["jpeg"]}),
@@ -170,6 +208,60 @@ def test_a_defence_judged_one_way_alone_fails(kept: bool) -> None:
 def test_a_defence_without_any_result_fails() -> None:
     result = check("defences_are_judged_adaptive", own(fgm=0.3), defences=["jpeg"])
     assert result.findings == ("jpeg: 0 oblivious and 0 adaptive results",)
+
+
+ADAPTIVE = [
+    ("iterative_attacks_are_no_weaker", (("fgm", 0.1), ("pgd", 0.3)), "a|pgd on a behind jpeg: 30.0%"),
+    ("success_grows_with_eps", (("weak", 0.3), ("fgm", 0.6)), "a|fgm on a behind jpeg: 60.0%"),
+    ("a_large_eps_reaches_chance", (("pgd_large", 0.2),), "more than guessing"),
+    ("twice_the_steps_change_nothing", (("pgd", 0.3), ("pgd_long", 0.1)), "a|pgd_long on a behind jpeg: 10.0%"),
+]
+
+
+@pytest.mark.parametrize(("name", "rates", "sentence"), ADAPTIVE)
+def test_attacks_that_know_their_defence_are_held_to_what_undefended_ones_are(
+    name: str, rates: tuple[tuple[str, float], ...], sentence: str
+) -> None:
+    known, blind = (metrics(*(("a", key, "a", rate, "jpeg", a) for key, rate in rates)) for a in (True, False))
+    result = check(name, known, defences=["jpeg"])
+    assert result.status == "failed" and sentence in result.findings[0]
+    assert check(name, blind, defences=["jpeg"]).status == "not applicable"
+
+
+def test_a_gradient_of_zero_behind_a_defence_is_named() -> None:
+    result = check("gradients_are_there", own(fgm=0.3), zero_gradients={("a", "fgm", "jpeg"): 0.5})
+    assert result.findings == ("a|fgm behind jpeg: 50.0% of the images have a gradient of zero",)
+
+
+def test_another_loss_may_be_a_little_better_and_a_gap_of_float32_may_not() -> None:
+    assert MOST_GAP["exact"] == 0
+    for loss, low, status in (("margin", 0.02, "passed"), ("margin", 0.04, "failed"), ("exact", 0.001, "failed")):
+        table = reference(0.5, 0.4, low=low, loss=loss)
+        assert check("the_loss_hides_nothing", own(fgm=0.5), references=table).status == status
+
+
+@pytest.mark.parametrize("column", ["linf_max", "clean_accuracy_low"])
+def test_what_is_not_known_is_not_fine(column: str) -> None:
+    name = {"linf_max": "attacks_change_images", "clean_accuracy_low": "models_beat_guessing"}[column]
+    assert check(name, own(fgm=0.3).assign(**{column: np.nan})).status == "failed"
+    assert check("gradients_are_there", own(fgm=0.3), zero_gradients={("a", "fgm", "none"): np.nan}).status == "failed"
+    assert check("the_loss_hides_nothing", own(), references=reference(0.5, 0.5, low=np.nan)).status == "failed"
+
+
+def test_the_table_of_one_model_says_which_attack_each_finding_concerns() -> None:
+    table = pd.concat([own(fgm=0.1, pgd=0.3, square=0.5), behind(0.6, 0.4)[1:]])
+    made = comparisons(table, CONFIGS, class_count=10, noise=NO_NOISE, zero_gradients={}, defences=["jpeg", "median"])
+    rows = model_sanity_table(made, {"fgm": "v1", "pgd": "v2", "square": "v3"})
+    assert list(rows.columns) == list(MODEL_SANITY_COLUMNS)
+    assert set(rows["check"]) == set(CHECKS) - {TRANSFERRED}
+    failed = rows[rows["status"] == "failed"].set_index("check")
+    assert failed.loc["iterative_attacks_are_no_weaker", "attack"] == "pgd"
+    assert failed.loc["iterative_attacks_are_no_weaker", "looked_at"] == "v2"
+    assert tuple(failed.loc["defences_are_judged_adaptive", ["attack", "defence"]]) == ("", "median")
+    # Every attack has a row of its own, whatever there was to compare: that it was looked at is seen.
+    for attack in ("fgm", "pgd", "square"):
+        own_rows = rows[(rows["attack"] == attack) & (rows["defence"] == "none")]
+        assert len(own_rows) == len(CHECKS) - 1
 
 
 def test_a_transferred_attack_may_climb_with_eps() -> None:
