@@ -79,8 +79,8 @@ class ExperimentFile(BaseModel):
         inversions: attack key -> model inversion config.
         defences: name -> preprocessing defence, evaluated on every attack, oblivious and adaptive.
         eot_samples: draws of a random defence that an adaptive attack takes the mean of.
-        gates: what the numbers must reach, a sentence each: `robust_accuracy >= 0.6 for pgd_0.3`, `asr <= 0.05`; as
-            `{rule: SENTENCE, severity: warn}` it but warns.
+        gates: what the numbers must reach, a sentence each: `robust_accuracy >= 0.6 for pgd_0.3`, `asr <= 0.05`,
+            `robust_accuracy no worse than last`; as `{rule: SENTENCE, severity: warn}` it but warns.
         watch: registered models that are attacked and gated beside those trained here, whoever registered them.
         automation: compute what is stale or missing, and attack new registered models, without being asked.
         schedule: when to compute what is stale or missing, and attack the registered models that are watched again:

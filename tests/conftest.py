@@ -58,7 +58,7 @@ EXPERIMENT: Mapping[str, Any] = {
 }
 ARCHITECTURES = ("shallow_net", "le_net")
 ATTACKS = ("fgm_0.1", "fgm_0.3", "weak")
-CELLS = 2 + 3 + 2 + 2 + 2 + 3 * len(ARCHITECTURES) * len(ATTACKS) + 4
+CELLS = 2 + 3 + 2 + 2 + 2 + 2 + 3 * len(ARCHITECTURES) * len(ATTACKS) + 4
 
 
 @dataclass(frozen=True)

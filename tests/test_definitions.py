@@ -73,7 +73,8 @@ ARROWS = {
     "entry_points": BELOW_ASSETS,
     "jobs": {"assets", "entry_points", "launch", *BELOW_ASSETS},
     "submit": {"definitions", "entry_points", "jobs", "launch", *BELOW_ASSETS},
-    "client": {"assets", "definitions", "launch", "records", "submit", *BELOW_ASSETS},
+    "verdicts": {"assets", "staleness", *BELOW_ASSETS},
+    "client": {"assets", "definitions", "launch", "records", "submit", "verdicts", *BELOW_ASSETS},
     "cli": {"package", "assets", "client", "definitions", "entry_points", "launch", "submit", *BELOW_ASSETS},
     "package": {"client", "looking"},
 }

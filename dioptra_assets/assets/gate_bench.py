@@ -26,7 +26,7 @@ from dioptra_assets.robustness.gates import (
 from partitions.attacks import Family
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import Cell, CellStore, StoredCell
+from resources.cells import Cell, CellStore, DamagedCellError, StoredCell
 from resources.tables import read_table, read_tables
 
 JUDGED: tuple[Family, ...] = ("evasion", "poisoning")
@@ -91,14 +91,16 @@ class GateBench:
 
     def _judged(self, family: Family, architecture: str, attack: str) -> pd.DataFrame:
         rules = [gate for gate in rules_of(self.spec) if gate.holds_for(family, attack)]
-        stored = self._stored(f"{family}_metrics", architecture, attack) if rules else None
-        if stored is None:
-            measured, metrics = Measured(), None
-        else:
-            measured, metrics = self._measured(family, stored, rules), read_table(stored)
+        stale = self.stale.get((architecture, attack), "")
+        measured, metrics = Measured(stale=stale), None
+        try:
+            if rules and (stored := self._stored(f"{family}_metrics", architecture, attack)):
+                metrics, measured = read_table(stored), self._measured(family, stored, rules, stale)
+        except DamagedCellError as error:
+            measured = Measured(stale=str(error))
         return judge(rules, metrics, measured, family=family, architecture=architecture, attack=attack)
 
-    def _measured(self, family: Family, stored: StoredCell, rules: list[Gate]) -> Measured:
+    def _measured(self, family: Family, stored: StoredCell, rules: list[Gate], stale: str) -> Measured:
         architecture, attack = stored.cell.partition[ARCHITECTURE], stored.cell.partition[ATTACK]
         version = stored.manifest.data_version
         doubts, unchecked = self._doubts(architecture, attack, version) if family == "evasion" else ({}, "")
@@ -109,7 +111,7 @@ class GateBench:
             right=self._right(architecture, attack) if holding and self.spec.branch else {},
             doubts=doubts,
             unchecked=unchecked,
-            stale=self.stale.get((architecture, attack), ""),
+            stale=stale,
             version=version,
         )
 
@@ -150,7 +152,8 @@ class GateBench:
         row: Any = next((row for row in rows if row["rule"] == gate.rule), rows[0])
         earlier = [(row["reference"], row["reference_n"])]
         now = [(row["value"], row["n"])] if bool(row["passed"]) else []
-        again = before.manifest.attributes.get("judged") == stored.manifest.data_version
+        judged = {*table["judged"].dropna()} or {before.manifest.attributes.get("judged")}
+        again = judged == {stored.manifest.data_version}
         # The same numbers again are held against what they were held against.
         candidates = earlier if again else [*now, *earlier] if gate.against == "best" else (now or earlier)
         known = [(float(value), int(n)) for value, n in candidates if not pd.isna(value)]

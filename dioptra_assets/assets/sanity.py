@@ -9,11 +9,12 @@ import pandas as pd
 from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell_asset, partitions_of
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.models import GPU_POOL
+from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.comparison import compare_rates
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.predictions import predict
-from dioptra_assets.robustness.reference_attack import LOSSES, ReferenceAttacks, has_reference
+from dioptra_assets.robustness.reference_attack import LOSSES, ReferenceAttacks, allowed_gap, has_reference
 from dioptra_assets.robustness.sanity import (
     CHECKS,
     MODEL_SANITY_COLUMNS,
@@ -26,6 +27,7 @@ from dioptra_assets.robustness.sanity import (
     noisy,
     sanity_result,
 )
+from partitions.attacks import attack_of
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
@@ -109,10 +111,10 @@ def _check_model(cell: CellContext) -> CellResult:
     testing_set = read_image_set(cell.read("testing_set"))
     prepare_device()
     model = read_model(cell.read("model", **cell.cell.partition))
-    attacks = [one.cell.partition[ATTACK] for one in stored]
+    attacks = _attacks(cell, [one.cell.partition[ATTACK] for one in stored])
     made = comparisons(
         metrics,
-        cell.spec.attacks,
+        attacks,
         class_count=len(testing_set.class_names),
         noise=_noise(cell, attacks, model, testing_set),
         zero_gradients=_zero_gradients(cell, attacks),
@@ -195,11 +197,18 @@ def _asset_check(
     )
 
 
-def _noise(cell: CellContext, attacks: Iterable[str], model: Any, images: ImageSet) -> pd.DataFrame:
+def _attacks(cell: CellContext, keys: Iterable[str]) -> dict[str, Attack]:
+    """The attacks by key, as they were when the adversarial sets were made: the file may say something else by now."""
+    partitions = [{**cell.cell.partition, ATTACK: key} for key in keys]
+    sets, _ = cell.present("adversarial_set", partitions)
+    made = {one.cell.partition[ATTACK]: attack_of(one.manifest.attributes["attack"]) for one in sets}
+    return {key: made.get(key, cell.spec.attacks[key]) for key in (partition[ATTACK] for partition in partitions)}
+
+
+def _noise(cell: CellContext, attacks: Mapping[str, Attack], model: Any, images: ImageSet) -> pd.DataFrame:
     """What random noise of the largest size of each norm does to a model."""
     largest: dict[str, float] = {}
-    for key in attacks:
-        config = cell.spec.attacks[key]
+    for config in attacks.values():
         norm, eps = str(getattr(config, "norm", "")), getattr(config, "eps", None)
         if norm in ("inf", "2") and eps is not None:
             largest[norm] = max(largest.get(norm, 0.0), float(eps))
@@ -211,10 +220,10 @@ def _noise(cell: CellContext, attacks: Iterable[str], model: Any, images: ImageS
     return pd.DataFrame(rows, columns=NOISE_COLUMNS)
 
 
-def _zero_gradients(cell: CellContext, attacks: Iterable[str]) -> dict[tuple[str, str, str], float]:
+def _zero_gradients(cell: CellContext, attacks: Mapping[str, Attack]) -> dict[tuple[str, str, str], float]:
     """(architecture, attack, defence) -> share of the images that a white-box attack found no gradient at."""
     architecture = cell.cell.partition[ARCHITECTURE]
-    white_box = [key for key in attacks if cell.spec.attacks[key].threat_model().knowledge == "white-box"]
+    white_box = [key for key, attack in attacks.items() if attack.threat_model().knowledge == "white-box"]
     partitions = [{ARCHITECTURE: architecture, ATTACK: key} for key in white_box]
     sets = {NO_DEFENCE: "adversarial_set", **{name: f"adaptive_set/{name}" for name in cell.spec.defences}}
     return {
@@ -224,21 +233,22 @@ def _zero_gradients(cell: CellContext, attacks: Iterable[str]) -> dict[tuple[str
     }
 
 
-def _references(cell: CellContext, attacks: Iterable[str], model: Any, images: ImageSet) -> pd.DataFrame:
+def _references(cell: CellContext, attacks: Mapping[str, Attack], model: Any, images: ImageSet) -> pd.DataFrame:
     """Each attack on a model, and the same with a loss that the scale of the logits cannot hide, image by image."""
     architecture = cell.cell.partition[ARCHITECTURE]
     reference = ReferenceAttacks(model, images, seed=cell.seed)
     rows = []
-    for key in attacks:
-        if not has_reference(cell.spec.attacks[key]):
+    for key, attack in attacks.items():
+        if not has_reference(attack):
             continue
-        right = reference.right(cell.spec.attacks[key]).set_index("image_id")
+        right = reference.right(attack).set_index("image_id")
         first = own_right(read_table(cell.read("evasion_examples", **{ARCHITECTURE: architecture, ATTACK: key})))
         for loss in LOSSES:
             pairs = pd.DataFrame({"first_right": first.loc[right.index], "second_right": right[loss]})
             compared: Mapping[str, Any] = compare_rates(key, pairs)
             facts = {"attacked": compared["first"], "reference": compared["second"], "n": compared["n"]}
-            rows.append({"source": architecture, "attack": key, "loss": loss, **facts, "low": compared["low"]})
+            facts |= {"low": compared["low"], "allowed": allowed_gap(attack, loss)}
+            rows.append({"source": architecture, "attack": key, "loss": loss, **facts})
     return pd.DataFrame(rows, columns=REFERENCE_COLUMNS)
 
 

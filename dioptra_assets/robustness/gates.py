@@ -265,7 +265,7 @@ def _verdict(gate: Gate, found: Mapping[str, Any], fault: str, measured: Measure
     reference = measured.references.get(gate.rule, Reference(why="what it is held against was not looked for"))
     nothing = {"limit": math.nan, "against": "", "reference": math.nan, "reference_n": 0}
     if fault or measured.stale:
-        return nothing | {"status": NOT_JUDGED, "why": fault or measured.stale}
+        return nothing | {"status": NOT_JUDGED, "why": measured.stale or fault}
     held = nothing | {"limit": gate.bound}
     if gate.sign == "no worse":
         if reference.why:

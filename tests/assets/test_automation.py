@@ -123,6 +123,7 @@ def test_a_night_computes_what_an_edit_made_stale_and_nothing_else(lab: Lab) -> 
     assert night(lab).success
     again = made(lab)[before:]
     of_the_attack = {f"{asset}/{model}|weak" for asset in CELL_ASSETS for model in ("le_net", "shallow_net")}
+    of_the_attack |= {"model_sanity/le_net", "model_sanity/shallow_net"}
     over_all = {"transfer_matrix", "security_curves", "report"}
     configs = {f"attack_config/{key}" for key in ("fgm_0.1", "fgm_0.3", "weak")}  # looked at again, two unchanged
     assert set(again) - over_all - {"sanity"} == {*configs, *of_the_attack}

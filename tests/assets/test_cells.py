@@ -83,6 +83,7 @@ def test_everything_is_fresh_once_computed(looking: Lab) -> None:
         ("evasion_metrics", ["rates", "robust_accuracy", "le_net/robust_accuracy", "shallow_net/asr"]),
         ("transfer_matrix", ["fgm_0.3", "dagster/row_count"]),
         ("security_curves", ["curves"]),
+        ("model_sanity", ["checks", "failed", "dagster/row_count"]),
         ("sanity", ["checks", "failed", "dagster/row_count"]),
         ("report", ["report", "lowest robust accuracy"]),
         ("attack_config", ["config", "stored at", "bytes", "seconds"]),

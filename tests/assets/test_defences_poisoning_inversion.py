@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ FULL: dict[str, Any] = {
     "inversions": {"miface": {"max_iter": 50}},
 }
 SPEC = parse_experiment("tiny", FULL)
-# Sets, configs of 1 + 2 + 2 + 1 entries, model, predictions, three tables of attacks each on one model, sanity, ...
-PLAIN = 2 + 6 + 2 + 3 * 2 + 1
+# Sets, configs of 1 + 2 + 2 + 1 entries, model, predictions, three tables of attacks each on one model, sanity of the
+# model and of the experiment, ...
+PLAIN = 2 + 6 + 2 + 3 * 2 + 2
 # ... a defence: testing set, 2 adversarial, 2 triggered, predictions, 2 adaptive; noise has training set and model too.
 BEHIND = 2 * (1 + 2 + 2 + 1 + 2) + 2
 # ... poisoned set, manifest, triggered set, model, examples and metrics of each poisoning, curve; inverted set, scores;
@@ -373,7 +374,8 @@ def test_sanity_has_a_row_a_check_and_dagster_has_an_evaluation_of_each(full: La
     assert list(rows["check"]) == list(CHECKS)
     compared = rows.set_index("check")["compared"]
     assert compared["defences_are_judged_adaptive"] == len(ATTACKS) * len(DEFENCES)
-    assert compared["gradients_are_there"] == len(ATTACKS)
+    assert compared["gradients_are_there"] == len(ATTACKS) * (1 + len(DEFENCES))
+    assert compared["the_loss_hides_nothing"] == len(ATTACKS) * 2
     assert compared["noise_is_weaker"] == len(ATTACKS)
     for _, row in rows.iterrows():
         evaluation = evaluation_of(full, row["check"])
@@ -421,13 +423,13 @@ def test_a_failed_check_blocks_the_report_until_it_is_but_a_warning(
 ) -> None:
     broken = "noise_is_weaker"
 
-    def one_fails(*args: Any, **kwargs: Any) -> list[SanityResult]:
+    def one_fails(_: Any, checks: Iterable[str]) -> list[SanityResult]:
         return [
             SanityResult(name, "failed" if name == broken else "passed", 1, ("fgm does nothing",) * (name == broken))
-            for name in CHECKS
+            for name in checks
         ]
 
-    monkeypatch.setattr(sanity, "sanity_checks", one_fails)
+    monkeypatch.setattr(sanity, "summed", one_fails)
     lab = skeleton(tmp_path / "project")
     enter(monkeypatch, lab)
     small: dict[str, Any] = {name: FULL[name] for name in ("seed", "data")}

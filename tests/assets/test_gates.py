@@ -141,7 +141,7 @@ def test_the_command_does_not_pass_what_was_not_measured(blank: Lab, monkeypatch
     result = asked(gated(blank, EASY), monkeypatch)
     assert result.exit_code == 3
     assert (
-        "not judged  le_net fgm_0.1: gate `robust_accuracy >= 0 for fgm*` is not judged; its numbers are missing"
+        "not judged  le_net fgm_0.1: gate `robust_accuracy >= 0 for fgm*` is not judged; its numbers are stale or"
         in (result.output)
     )
 
