@@ -11,16 +11,14 @@ from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.gates import (
     FAILED,
     GATE_COLUMNS,
-    NOT_JUDGED,
     NOTHING_BEFORE,
+    OF_CLEAN_IMAGES,
     PASSED,
     SMALLER_IS_BETTER,
     Gate,
     Measured,
     Reference,
-    Status,
     judge,
-    overall,
     parse_gate,
 )
 from partitions.attacks import Family
@@ -69,7 +67,7 @@ class GateBench:
     ):
         self.spec, self.store, self.aliases, self.stale = spec, store, aliases, stale or {}
         self._tables: dict[tuple[Family, str, str], pd.DataFrame] = {}
-        self._statuses: dict[str, Status] = {}
+        self._stored_tables: dict[str, pd.DataFrame | None] = {}
         self._sanity: dict[str, pd.DataFrame | None] = {}
         self._numbers: dict[str, list[int]] = {}
 
@@ -180,7 +178,7 @@ class GateBench:
 
     def _one_that_passed(self, gate: Gate, stored: StoredCell) -> Reference:
         """The last of the versions before that passed, or the best of them."""
-        passed, unjudged = self._passed_before(stored.cell.partition[ARCHITECTURE], every=gate.against == "best")
+        passed, unjudged = self._passed_before(gate, stored)
         if not passed and unjudged:
             return Reference(why=f"{unjudged[-1]}, a version before it, has not been judged yet")
         if not passed:
@@ -192,24 +190,33 @@ class GateBench:
         unknown = [one for one in references if one.why]
         return unknown[0] if unknown else best(references, key=lambda one: one.value)  # of equals the newest
 
-    def _passed_before(self, key: str, *, every: bool) -> tuple[list[str], list[str]]:
-        """The versions before one that passed all that is asked of them, and those that were not judged; in order.
+    def _passed_before(self, gate: Gate, stored: StoredCell) -> tuple[list[str], list[str]]:
+        """The versions before one that passed every rule that blocks, and this one, in order; and those not judged yet.
 
-        Args:
-            key: a version.
-            every: all of them; else those since the newest of which it is stored that it has passed.
+        Of those before the newest that is stored to have passed, none is looked at where the last alone counts.
         """
-        name, _, number = key.rpartition(SEPARATOR)
+        name, _, number = stored.cell.partition[ARCHITECTURE].rpartition(SEPARATOR)
         if name not in self._numbers:
             self._numbers[name] = self._versions(name)
         earlier = [f"{name}{SEPARATOR}{version}" for version in self._numbers[name] if version < int(number)]
-        if not every:
-            known = next((place for place in reversed(range(len(earlier))) if self._has_passed(earlier[place])), 0)
-            earlier = earlier[known:]
+
+        def passed(table: pd.DataFrame | None) -> bool:
+            if table is None:
+                return False
+            own = (table["rule"] == gate.rule) & (table["attack"] == stored.cell.partition[ATTACK])
+            counts = table[own | (table["severity"] == "block")]
+            return bool(own.any()) and bool((counts["status"] == PASSED).all())
+
+        if gate.against != "best":
+            places = range(len(earlier))
+            earlier = earlier[next((place for place in reversed(places) if passed(self._known(earlier[place]))), 0) :]
         # The oldest first: each finds those before it judged.
-        statuses = {one: self._status(one) for one in earlier}
-        passed = [one for one, status in statuses.items() if status == PASSED]
-        return passed, [one for one, status in statuses.items() if status == NOT_JUDGED and self._incomplete(one)]
+        tables = {}
+        for one in earlier:
+            table = self._known(one)
+            tables[one] = self.model(one) if table is None else table
+        unjudged = [one for one, table in tables.items() if not passed(table) and self._incomplete(one)]
+        return [one for one, table in tables.items() if passed(table)], unjudged
 
     def _versions(self, name: str) -> list[int]:
         """The versions of a registered model that were fetched, rising."""
@@ -218,33 +225,27 @@ class GateBench:
         parts = [key.rpartition(SEPARATOR) for key in keys]
         return sorted(int(number) for own, _, number in parts if own == name and number.isdigit())
 
-    def _has_passed(self, architecture: str) -> bool:
-        """Whether a model is known to have passed, without judging it anew."""
-        known = architecture in self._statuses or any(one == architecture for one, _ in self.stale)
-        if not known and all(self._kept(family, architecture) for family in gated_families(self.spec)):
-            self._statuses[architecture] = PASSED
-        return self._statuses.get(architecture) == PASSED
+    def _known(self, architecture: str) -> pd.DataFrame | None:
+        """The stored verdicts on a model, where they are all there, of the rules that there are, and of its numbers."""
+        if architecture not in self._stored_tables:
+            self._stored_tables[architecture] = self._stored_verdicts(architecture)
+        return self._stored_tables[architecture]
 
-    def _status(self, architecture: str) -> Status:
-        if not self._has_passed(architecture) and architecture not in self._statuses:
-            self._statuses[architecture] = overall(self.model(architecture))
-        return self._statuses[architecture]
-
-    def _kept(self, family: Family, architecture: str) -> bool:
-        """Whether it is stored that every cell of a model has passed the rules that there are, with its numbers."""
-        for attack in self.spec.family(family):
-            rules = {(g.rule, g.severity) for g in rules_of(self.spec) if g.holds_for(family, attack)}
+    def _stored_verdicts(self, architecture: str) -> pd.DataFrame | None:
+        tables = []
+        for attack in self.spec.attacks if not any(one == architecture for one, _ in self.stale) else ():
+            rules = {(g.rule, g.severity) for g in rules_of(self.spec) if g.holds_for("evasion", attack)}
             if not rules:
                 continue
-            gate, metrics = (self._stored(f"{family}_{one}", architecture, attack) for one in ("gate", "metrics"))
+            gate, metrics = (self._stored(f"evasion_{one}", architecture, attack) for one in ("gate", "metrics"))
             if gate is None or metrics is None:
-                return False
+                return None
             table = read_table(gate).reindex(columns=[*GATE_COLUMNS])
-            if set(table["judged"]) != {metrics.manifest.data_version} or overall(table) != PASSED:
-                return False
-            if set(zip(table["rule"], table["severity"], strict=True)) != rules:
-                return False
-        return True
+            same = set(zip(table["rule"], table["severity"], strict=True)) == rules
+            if not same or set(table["judged"]) != {metrics.manifest.data_version}:
+                return None
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True) if tables else None
 
     def _incomplete(self, architecture: str) -> bool:
         """Whether a model has not been judged because numbers are missing or stale, and not for what they are."""
@@ -264,6 +265,12 @@ class GateBench:
             return Reference(
                 why=f"{architecture}{called} was attacked with another config of {attack}: compute it again"
             )
+        doubts, unchecked = self._doubts(architecture, attack, metrics.manifest.data_version)
+        fault = self.stale.get((architecture, attack), "") or (
+            gate.metric not in OF_CLEAN_IMAGES and (unchecked or doubts)
+        )
+        if fault:
+            return Reference(why=f"{architecture}{called} is no measure: it was not judged itself")
         table = read_table(metrics)
         own: Any = table[(table["target"] == architecture) & (table["defence"] == NO_DEFENCE)]
         if len(own) != 1 or pd.isna(own[gate.metric].item()):
