@@ -23,7 +23,7 @@ from tests.test_foreign_pages import launching
 
 RELOAD = 'mutation { reloadRepositoryLocation(repositoryLocationName: "NAME") { __typename } }'
 LOCATIONS = """query { workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
-    __typename ... on PythonError { message } } } } } }"""
+    __typename ... on PythonError { errorChain { error { message } } } } } } } }"""
 RUNS = "query { runsOrError { ... on Runs { results { runId status } } } }"
 
 
@@ -38,9 +38,10 @@ def wait(until: Callable[[], Any], seconds: float = 900) -> Any:
 def kind(url: str) -> tuple[str, str]:
     (entry,) = graphql(url, LOCATIONS)["data"]["workspaceOrError"]["locationEntries"]
     loaded = entry["locationOrLoadError"] or {}
-    return loaded.get("__typename", ""), loaded.get("message", "")
+    return loaded.get("__typename", ""), str(loaded.get("errorChain", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_what_one_reader_of_the_code_reloads_the_other_has_too(blank: Lab, tmp_path: Path) -> None:
     definitions = blank.folder / blank.module / "definitions.py"
@@ -55,7 +56,7 @@ def test_what_one_reader_of_the_code_reloads_the_other_has_too(blank: Lab, tmp_p
     def error(reader: WorkspaceProcessContext) -> str:
         entry = reader.create_request_context().get_location_entry(location)
         assert entry is not None
-        return entry.load_error.message if entry.load_error else ""
+        return entry.load_error.to_string() if entry.load_error else ""
 
     try:
         wait(code.exists)
