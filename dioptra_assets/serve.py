@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Its folder is open to its owner alone, so whoever may not enter it cannot ask the code server to run anything.
     with tempfile.TemporaryDirectory(prefix="dioptra_assets_") as folder, contextlib.ExitStack() as stack:
         code = Path(folder) / "code.sock"
-        workspace = Path(folder) / "workspace.yaml"
-        server = {"grpc_server": {"socket": str(code), "location_name": location}}
-        workspace.write_text(json.dumps({"load_from": [server]}))
+        workspace = write_workspace(Path(folder), code, location)
         started: dict[str, subprocess.Popen[bytes]] = {}
 
         def start(name: str, *command: str) -> None:
@@ -54,10 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         stack.callback(lambda: end(list(started.values())))
         try:
-            # fmt: off
-            start("code server", "dagster", "code-server", "start", "--socket", str(code), "-m", chosen.module,
-                  "-d", str(Path(chosen.working_directory).resolve()), "--location-name", location)
-            # fmt: on
+            start("code server", *code_server(code, chosen.module, chosen.working_directory, location))
             _watch(started, until=lambda: _answers(code))
             start("daemon", "dagster._daemon", "run", "-w", str(workspace))
             web = ["-h", "127.0.0.1", "-p", str(chosen.port), "-w", str(workspace)]
@@ -65,6 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _watch(started, until=lambda: False)
         except KeyboardInterrupt:
             return 0
+
+
+def code_server(code: Path, module: str, folder: str, location: str) -> list[str]:
+    """The words of the server that loads the code, and loads it again when it is told to, at a socket."""
+    words = ["dagster", "code-server", "start", "--socket", str(code), "--location-name", location]
+    return [*words, "-m", module, "-d", str(Path(folder).resolve())]
+
+
+def write_workspace(folder: Path, code: Path, location: str) -> Path:
+    """The file by which daemon and web server find that server."""
+    server = {"grpc_server": {"socket": str(code), "location_name": location}}
+    workspace = folder / "workspace.yaml"
+    workspace.write_text(json.dumps({"load_from": [server]}))
+    return workspace
 
 
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

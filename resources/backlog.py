@@ -65,7 +65,7 @@ class TrackedRun(CellRun):
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """See :meth:`CellRun.log_tags`."""
-        self._say("log_tags", tags=dict(tags))
+        self._say("log_tags", tags={name: str(value) for name, value in tags.items()})
 
     def log_points(self, points: list[tuple[str, float, int]], at: int | None = None) -> None:
         """See :meth:`CellRun.log_points`."""

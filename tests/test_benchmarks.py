@@ -26,11 +26,13 @@ def test_every_benchmark_runs_on_tiny_input(name: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_the_benchmark_for_gpus_runs_on_jax_without_tensorflow() -> None:
-    pytest.importorskip("jax")
-    code = "import sys; sys.modules['tensorflow'] = None; import benchmarks.gpu as gpu; gpu.main(sys.argv[1:])"
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_the_benchmark_for_gpus_runs_on_what_cells_run_on_and_on_jax_without_tensorflow(backend: str) -> None:
+    pytest.importorskip(backend)
+    without = "sys.modules['tensorflow'] = None; " if backend == "jax" else ""
+    code = f"import sys; {without}import benchmarks.gpu as gpu; gpu.main(sys.argv[1:])"
     run = subprocess.run(
-        [sys.executable, "-c", code, "--device=cpu", "--quick"],
+        [sys.executable, "-c", code, "--device=cpu", "--quick", f"--backend={backend}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

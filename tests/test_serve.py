@@ -6,11 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from benchmarks.clusters import free_port
 from dioptra_assets import serve
@@ -20,11 +23,11 @@ from tests.test_foreign_pages import launching
 
 RELOAD = 'mutation { reloadRepositoryLocation(repositoryLocationName: "NAME") { __typename } }'
 LOCATIONS = """query { workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
-    __typename ... on PythonError { message } } } } } }"""
+    __typename ... on PythonError { errorChain { error { message } } } } } } } }"""
 RUNS = "query { runsOrError { ... on Runs { results { runId status } } } }"
 
 
-def wait(until: Callable[[], Any], seconds: float = 300) -> Any:
+def wait(until: Callable[[], Any], seconds: float = 900) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := until()):
         assert time.monotonic() < deadline, "it did not happen"
@@ -35,7 +38,42 @@ def wait(until: Callable[[], Any], seconds: float = 300) -> Any:
 def kind(url: str) -> tuple[str, str]:
     (entry,) = graphql(url, LOCATIONS)["data"]["workspaceOrError"]["locationEntries"]
     loaded = entry["locationOrLoadError"] or {}
-    return loaded.get("__typename", ""), loaded.get("message", "")
+    return loaded.get("__typename", ""), str(loaded.get("errorChain", ""))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_one_reader_of_the_code_reloads_the_other_has_too(blank: Lab, tmp_path: Path) -> None:
+    definitions = blank.folder / blank.module / "definitions.py"
+    right = definitions.read_text()
+    definitions.write_text(right + "\nraise ValueError('a mistake in the code')\n")
+    code, location = tmp_path / "code.sock", f"{blank.module}.definitions"
+    workspace = serve.write_workspace(tmp_path, code, location)
+    command = [sys.executable, "-m", *serve.code_server(code, location, str(blank.folder), location)]
+    path = os.pathsep.join([str(blank.folder), str(ROOT)])
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, cwd=blank.folder, start_new_session=True)
+
+    def error(reader: WorkspaceProcessContext) -> str:
+        entry = reader.create_request_context().get_location_entry(location)
+        assert entry is not None
+        return entry.load_error.to_string() if entry.load_error else ""
+
+    try:
+        wait(code.exists)
+        target = WorkspaceFileTarget([str(workspace)])
+        with (
+            blank.instance() as instance,
+            WorkspaceProcessContext(instance, target) as web_server,
+            WorkspaceProcessContext(instance, target) as daemon,
+        ):
+            assert "a mistake in the code" in error(web_server) and "a mistake in the code" in error(daemon)
+            definitions.write_text(right)
+            web_server.reload_code_location(location)
+            wait(lambda: not error(web_server) and not error(daemon))
+            (repository,) = daemon.create_request_context().get_code_location(location).get_repositories().values()
+            assert repository.has_job("entry_point")
+    finally:
+        serve.end([process])
 
 
 @pytest.mark.slow
@@ -94,6 +132,15 @@ def test_a_port_that_is_taken_is_one_sentence(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == f"port {port} is taken by another program: make ui UI_PORT={port + 1}\n"
 
 
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """What ends this process, put back: to end others, `serve` leaves off being ended itself."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_what_is_left_of_the_three_is_ended_with_all_it_started() -> None:
     sleep = "import time; time.sleep(600)"
     child = (
@@ -102,11 +149,6 @@ def test_what_is_left_of_the_three_is_ended_with_all_it_started() -> None:
     process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     grandchild = int(process.stdout.readline())
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        serve.end([process])
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+    serve.end([process])
     process.wait(10)
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE

@@ -288,7 +288,7 @@ PATHS = (
     "/debug/pprof/",
     "/RPC2",
 )
-REFUSED = {400, 401, 403}
+REFUSED = {400, 401, 403, 404, 405, 411, 501}
 
 
 def asked(port: int, scheme: str, method: str, path: str, host: str) -> int:

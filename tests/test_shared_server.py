@@ -5,10 +5,13 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import QueuePool
 from websockets.asyncio.client import connect
 
 from benchmarks.clusters import free_port
 from dioptra_assets.submit import submit_job
+from dioptra_assets.ui import ping
 from tests.conftest import EXPERIMENT, Lab, enter, skeleton
 from tests.servers import answer, dagster_ui, graphql
 from tests.test_foreign_pages import launching
@@ -116,3 +119,45 @@ def test_the_command_line_submits_with_the_token(shared: str, project: Lab, monk
     monkeypatch.setenv("DIOPTRA_ASSETS_UI_TOKEN", TOKEN)
     assert submit_job("train", "-P model_architecture=le_net").status == "queued"
     assert users(shared)[0] == "dave"
+
+
+def test_a_connection_that_a_restarted_postgres_has_closed_is_replaced_before_it_is_used() -> None:
+    class Connection:
+        """As psycopg2's: its server may have closed it."""
+
+        __module__ = "psycopg2.extensions"
+        closed = False
+
+        def cursor(self) -> "Connection":
+            return self
+
+        def __enter__(self) -> "Connection":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def execute(self, query: str) -> None:
+            if self.closed:
+                raise OSError("server closed the connection unexpectedly")
+
+        def rollback(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    made: list[Connection] = []
+
+    def connect() -> Connection:
+        made.append(Connection())
+        return made[-1]
+
+    pool = QueuePool(connect, pool_size=1)  # type: ignore[arg-type]
+    event.listen(pool, "checkout", ping)
+    pool.connect().close()
+    pool.connect().close()
+    assert len(made) == 1
+    made[0].closed = True
+    pool.connect().close()
+    assert len(made) == 2

@@ -131,7 +131,9 @@ class GateBench:
         failed: Any = table[(table["status"] == FAILED) & table["attack"].isin([attack, ""])]
         found: dict[tuple[str, str], str] = {}
         for (name, defence), rows in failed.groupby(["attack", "defence"], sort=False):
-            found[str(name), str(defence)] = "; ".join(f"{r['check']}: {r['findings']}" for _, r in rows.iterrows())
+            found[str(name), str(defence)] = "; ".join(
+                f"{r['check']}: {'; '.join(r['findings'].splitlines())}" for _, r in rows.iterrows()
+            )
         return found, ""
 
     # Models of the experiment: the version before is what the stored verdict of the same cell was on.

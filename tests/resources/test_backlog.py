@@ -100,7 +100,7 @@ def test_a_server_that_drips_or_hangs_costs_one_deadline_and_then_nothing(
             tracking = Tracking(mlflow_tracking_uri=uri)
             with tracked_run(tracking, store, "digits", "model", log=lines.append, **SILENT) as run:
                 run.log_metrics({"accuracy": 0.5})
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < 60, "what drips sends for four minutes"
     assert len(asked) == 1, "after a failure MLflow is left alone for a while"
     assert len(lines) == 3
     assert "secret" not in "".join(lines)

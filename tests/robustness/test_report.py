@@ -216,7 +216,7 @@ def test_the_headline_is_the_worst_case_of_each_threat_model_with_interval_n_and
     assert f"le_net, Linf <= 0.3 12.3 % [11.7, 13.0] {under}" in headline
     assert "le_net with jpeg, Linf <= 0.3 80.0 %" in headline
     assert headline.count("rests on one-step") == 1
-    assert "No image has been attacked yet" in Page(render_report(report_data(headline=pd.DataFrame()))).text
+    assert "No row of the metric table exists yet" in Page(render_report(report_data(headline=pd.DataFrame()))).text
 
 
 def test_the_attack_success_rate_is_explained_for_targeted_attacks_too():

@@ -255,7 +255,7 @@ REFUSED = {
     "gif": (_gif(), "not a PNG or JPEG"),
     "truncated jpeg": (_encode(_picture(size=(64, 64)), "JPEG")[:-200], "truncated"),
     "jpeg without its end": (_encode(_picture(), "JPEG")[:-2], "truncated"),
-    "truncated png": (_encode(_picture())[:-40], "cannot be read"),
+    "truncated png": (_encode(_picture())[:-40], "truncated"),
     "flipped bit in a png": (_flipped(_encode(_picture(), compress_level=0)), "cannot be read"),
     "cut pixels in whole chunks": (_png(12, 10, 8, 0, bytes(range(130)), cut=20), "cannot be read"),
     "16 bits grey": (_png(2, 2, 16, 0, bytes(10)), "16 bits"),
