@@ -165,6 +165,8 @@ def run_entry_point(
     except (EntryPointError, ServerError) as error:
         _complain(error)
         raise typer.Exit(2) from error
+    for sentence in job.unused:
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
     console.print(f"job {job.id}: {name} {job.status}", soft_wrap=True)
     for what, value in (("cell", job.cell), ("MLflow run", job.mlflow_run_id)):
         if value:

@@ -269,6 +269,7 @@ def _value(stored: StoredCell) -> Any:
 
 def _config(stored: StoredCell) -> Any:
     from dioptra_assets.assets.configs import CONFIGS
+    from dioptra_assets.assets.keyed_configs import KEYED_CONFIG
     from dioptra_assets.robustness.training import TrainingRecipe
     from partitions.attacks import attack_of
 
@@ -276,7 +277,8 @@ def _config(stored: StoredCell) -> Any:
     for family, (name, _) in CONFIGS.items():
         if stored.cell.asset.endswith(f"/{name}"):
             return attack_of(document, family)
-    return TrainingRecipe.model_validate(document)
+    # What a short key stands for may be of any kind, and is given as it is kept.
+    return document if stored.cell.asset.endswith(f"/{KEYED_CONFIG}") else TrainingRecipe.model_validate(document)
 
 
 def _with_dimensions(stored: StoredCell) -> pd.DataFrame:

@@ -24,23 +24,12 @@ from dioptra_assets.robustness.defences import DEFENCES
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.configs import ExperimentError, one_of, validate
+from partitions.configs import ExperimentError, validate
 from partitions.dynamic_keys import nested_model, parse_value
-from partitions.keys import KEY_RULE, is_key, key_text
+from partitions.image_sets import SETS, checked_set
+from partitions.keys import ARCHITECTURE, ATTACK, KEY_RULE, is_key, key_text
 
 WORKBENCH = "workbench"
-
-# The sets that an entry point can work on, and the dimensions that name one. Of a defended set the asset goes on with
-# the name of the defence.
-SETS: dict[str, tuple[str, ...]] = {
-    "training_set": (),
-    "testing_set": (),
-    "adversarial_set": ("architecture", "attack"),
-    "defended_set/": ("architecture", "attack"),
-    "poisoned_training_set": ("attack",),
-    "triggered_testing_set": ("attack",),
-    "inverted_set": ("architecture", "attack"),
-}
 
 _BOUNDS = {
     "minimum": "at least {}",
@@ -86,9 +75,11 @@ class EntryPoint:
     Attributes:
         name: as the demos call it.
         help: what it does, in one line.
-        assets: the assets whose cells it materializes, below the experiment; `model` before what is made from it.
+        assets: the assets below the experiment that it makes, those it was asked for first; what they are made from
+            is made before where it is missing.
         parameters: what it takes, the demos' first.
-        not_taken: parameters of the demos that have no place here, and why, in one sentence.
+        not_needed: parameters of the demos that are accepted and change nothing here, and why, in one sentence.
+        not_taken: parameters of the demos that are refused, since they ask for what is not done, and why.
         configs: the typed configs that it makes, by what they configure.
         defaults: (config, path of a field) -> what it is where no parameter gives it, other than the config says.
         aliases: other names of parameters.
@@ -99,6 +90,7 @@ class EntryPoint:
     help: str
     assets: tuple[str, ...]
     parameters: dict[str, Parameter]
+    not_needed: dict[str, str]
     not_taken: dict[str, str]
     configs: dict[str, type[BaseModel]] = field(default_factory=dict)
     defaults: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -116,11 +108,12 @@ class Target:
         model_name: the name under which it is registered in MLflow, instead of `model`. Where both are given, the key
             of the registered model is `model` or begins with `{model}@`.
         model_version: the version registered.
-        asset: the set worked on, or of `gen_poison_test_data` the one made; one of `SETS`, a defended set with the name
-            of its defence.
+        asset: the set worked on, or of `gen_poison_test_data` the one made; one of `SETS`.
         architecture: architecture key of that set's cell.
         attack: attack key of that set's cell.
-        run_id: the MLflow run of the cell that holds the set, instead of the three.
+        defence: defence key of that set's cell, of a `defended_set`.
+        image_set: key of the set that was defended, of a `defended_set`.
+        run_id: the MLflow run of the cell that holds the set, instead of all these.
     """
 
     experiment: str
@@ -131,6 +124,8 @@ class Target:
     architecture: str | None = None
     attack: str | None = None
     run_id: str | None = None
+    defence: str | None = None
+    image_set: str | None = None
 
 
 class Row(NamedTuple):
@@ -174,8 +169,35 @@ def entry_point(name: str) -> EntryPoint:
     return ENTRY_POINTS[name]
 
 
+def unused(name: str, given: Iterable[str]) -> list[str]:
+    """A sentence for each parameter that is accepted and changes nothing, with the reason.
+
+    Args:
+        name: the entry point.
+        given: `parameter=value`, as for :func:`parse_parameters`.
+
+    Raises:
+        EntryPointError: for an unknown entry point.
+    """
+    entry, items = entry_point(name), list(given)
+    said = [f"{one} is not used: {reason}" for one in items if (reason := _of_item(entry.not_needed, one))]
+    if (switch := next((one for one in items if one.startswith(f"{_SWITCH}=")), "")) and not _switched_on(switch):
+        said += [f"{one} is not used: {_SWITCH} is false." for one in items if one.partition("=")[0] in _RUN_IDS]
+    return said
+
+
+def _of_item(reasons: Mapping[str, str], item: str) -> str | None:
+    """The reason for a parameter, or for the value that it is given."""
+    called, _, text = item.partition("=")
+    return reasons.get(f"{called}={text.lower()}") or reasons.get(called)
+
+
+def _switched_on(item: str) -> bool:
+    return item.partition("=")[2].lower() not in {"false", "0", "no", "off", "f", "n"}
+
+
 def parse_parameters(name: str, given: Iterable[str]) -> dict[str, Any]:
-    """Typed values by parameter, of those that were given.
+    """Typed values by parameter, of those that were given and are used; :func:`unused` names the others.
 
     Args:
         name: the entry point.
@@ -183,7 +205,7 @@ def parse_parameters(name: str, given: Iterable[str]) -> dict[str, Any]:
 
     Raises:
         EntryPointError: for a parameter that does not exist, is given twice, must be given, is out of bounds or of the
-            wrong type, and for one of the demos' that has no place here, with the reason.
+            wrong type, and for one of the demos' that is not taken, with the reason.
     """
     entry = entry_point(name)
     where = f"entry point {entry.name!r}"
@@ -192,11 +214,10 @@ def parse_parameters(name: str, given: Iterable[str]) -> dict[str, Any]:
         called, equals, text = item.partition("=")
         if not equals:
             raise EntryPointError(f"{where}: {item!r} is not allowed, write name=value")
-        if refused := next((one for one in (item, called) if one in entry.not_taken), None):
-            raise EntryPointError(
-                f"{where}, parameter {refused!r} is not taken: {entry.not_taken[refused]} Allowed are "
-                f"{', '.join(entry.parameters)}"
-            )
+        if reason := _of_item(entry.not_taken, item):
+            raise EntryPointError(f"{where}, parameter {called!r} is not taken: {reason}")
+        if _of_item(entry.not_needed, item):
+            continue
         parameter = entry.parameters.get(entry.aliases.get(called, called))
         if parameter is None:
             raise EntryPointError(
@@ -279,6 +300,10 @@ def target_of(name: str, values: Mapping[str, Any]) -> Target:
         raise EntryPointError(f"{where}, parameter 'model_version': give the model_name whose version it is")
     model, architecture = values.get("model_architecture"), values.get("architecture")
     works_on_set = any(one in entry.parameters for one in _RUN_IDS)
+    run_id = next((values[one] for one in _RUN_IDS if one in values), None) if values.get(_SWITCH, True) else None
+    if works_on_set and values.get(_SWITCH) and not run_id:
+        wanted = next(one for one in _RUN_IDS if one in entry.parameters)
+        raise EntryPointError(f"{where}, parameter {_SWITCH!r}: give {wanted}, the MLflow run that made the set")
     if not works_on_set:
         # There is one architecture here: that of the model.
         if model and architecture and architecture.partition("@")[0] != model and not registered:
@@ -293,19 +318,21 @@ def target_of(name: str, values: Mapping[str, Any]) -> Target:
         model=model if "model" in entry.parameters else None,
         model_name=registered or None,
         model_version=values.get("model_version", int(version) if version else None),
-        asset=_asset_of(entry, values),
+        asset=_asset_of(entry, values, run_id),
         architecture=architecture,
         attack=values.get("attack"),
-        run_id=next((values[one] for one in _RUN_IDS if one in values), None),
+        run_id=run_id,
+        defence=values.get("defence"),
+        image_set=values.get("image_set"),
     )
     return _with_set(target, where) if works_on_set else target
 
 
-def _asset_of(entry: EntryPoint, values: Mapping[str, Any]) -> str | None:
+def _asset_of(entry: EntryPoint, values: Mapping[str, Any], run_id: str | None) -> str | None:
     if entry.name == "gen_poison_test_data":
         made = {"train": "poisoned_training_set", "test": "triggered_testing_set"}
         return values.get("asset", made[values.get("label_type", "test")])
-    if any(one in values for one in _RUN_IDS):
+    if run_id:
         return values.get("asset")
     if entry.name == "train":
         return "poisoned_training_set" if "attack" in values else "training_set"
@@ -377,15 +404,16 @@ def _name_registered(document: dict[str, Any], name: str, values: Mapping[str, A
 
 
 def _with_set(target: Target, where: str) -> Target:
-    named = [one for one in ("asset", "architecture", "attack") if getattr(target, one)]
+    naming = list(dict.fromkeys(dimension for dimensions in SETS.values() for dimension in dimensions))
+    named = [one for one in ("asset", *naming) if getattr(target, one)]
     if target.run_id:
         if named:
             raise EntryPointError(f"{where}: run_id names the set already, leave out {', '.join(named)}")
         return target
     asset = str(target.asset)
-    wanted = next(dimensions for name, dimensions in SETS.items() if _is_set(asset, name))
+    wanted = SETS[asset]
     missing = [one for one in wanted if not getattr(target, one)]
-    needless = [one for one in ("architecture", "attack") if getattr(target, one) and one not in wanted]
+    needless = [one for one in naming if getattr(target, one) and one not in wanted]
     if missing or needless:
         what = f"give {' and '.join(missing)}" if missing else f"leave out {' and '.join(needless)}"
         named = f"named by {' and '.join(wanted)}" if wanted else "there once"
@@ -393,14 +421,11 @@ def _with_set(target: Target, where: str) -> Target:
     return target
 
 
-def _is_set(asset: str, name: str) -> bool:
-    return asset.startswith(name) and is_key(asset[len(name) :]) if name.endswith("/") else asset == name
-
-
 # --- What the demos' parameters became -------------------------------------------------------------------------------
 
 MADRY_EPS = 0.3
 _RUN_IDS = ("run_id", "dataset_run_id", "training_dataset_run_id")
+_SWITCH = "load_dataset_from_mlruns"
 
 
 class _Fields(NamedTuple):
@@ -424,7 +449,8 @@ def _make(
     text: str,
     assets: str,
     *taken: Parameter | _Fields,
-    not_taken: Mapping[str, str],
+    not_needed: Mapping[str, str],
+    not_taken: Mapping[str, str] | None = None,
     defaults: Mapping[tuple[str, str], Any] | None = None,
     example: str = "",
 ) -> EntryPoint:
@@ -444,7 +470,8 @@ def _make(
         help=text,
         assets=tuple(assets.split()),
         parameters={one.name: one for one in ordered},
-        not_taken=dict(not_taken),
+        not_needed=dict(not_needed),
+        not_taken=dict(not_taken or {}),
         configs={one.section: one.config for one in taken if isinstance(one, _Fields)},
         defaults=dict(defaults),
         aliases=aliases,
@@ -490,17 +517,12 @@ def _key(key: str) -> str:
     return key
 
 
-def _set_name(asset: str) -> str:
-    if not any(_is_set(asset, name) for name in SETS):
-        raise ValueError(f"{asset!r} is not allowed, {one_of(name + 'DEFENCE' * name.endswith('/') for name in SETS)}")
-    return asset
-
-
 _ANY = Field()
 _EXPERIMENT = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,100}$")]
 _EXPERIMENT_HELP = "The experiment whose data and assets these are."
 _ARCHITECTURE = Literal[tuple(ARCHITECTURES)]  # pyright: ignore[reportInvalidTypeForm]
 _KEY = Annotated[str, AfterValidator(_key)]
+_SET_KEY = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@=-]{1,200}$")]
 _VERSION = Annotated[int, Field(ge=1)]
 
 _REGISTERED = (
@@ -514,23 +536,27 @@ _MODEL = (
     Parameter("architecture", _KEY, "Architecture key of the model, such as le_net@epochs=3.", demo=False),
 )
 _SET = (
-    Parameter("asset", Annotated[str, AfterValidator(_set_name)], "The set worked on.", "testing_set", demo=False),
-    Parameter("architecture", _KEY, "Architecture key of the cell of that set.", demo=False),
-    Parameter("attack", _KEY, "Attack key of the cell of that set.", demo=False),
+    Parameter("asset", Annotated[str, AfterValidator(checked_set)], "The set worked on.", "testing_set", demo=False),
+    Parameter(ARCHITECTURE, _KEY, "Architecture key of the cell of that set.", demo=False),
+    Parameter(ATTACK, _KEY, "Attack key of the cell of that set.", demo=False),
+    Parameter("defence", _KEY, "Defence key of the cell of that set, of a defended_set.", demo=False),
+    Parameter("image_set", _SET_KEY, "Key of the set that was defended, of a defended_set.", demo=False),
 )
+_FROM_RUN = Parameter("load_dataset_from_mlruns", bool, "Whether a run id that is given is used.", True)
 _TAG = Parameter("register_model_name", str, "Sets model_tag: the name is {experiment}_{model_tag}_{architecture}.")
 
-_DATA = "The images are those that the experiment declares under `data`: give its name as `experiment`."
-_RUN = "A set is named by the run that made it, or by asset, architecture and attack; it has no file and no folder."
-_OUTPUT = "Sets are stored as cells of assets; `testing_adversarial_METHOD.tar.gz` is an export of one."
+_DATA = "The images are those that the experiment declares under `data`."
+_RUN = "A set is named by the run that made it, or by asset and keys; it has no file and no folder."
+_OUTPUT = "Sets are stored as cells of assets; `da.load` gives one."
 _RANGE = "Pixels are float32 in [0, 1] everywhere, and what a model needs beyond that is a layer of the model."
 _MEMORY = "Nothing here depends on the batch size, which is chosen to fit in memory."
 _UNTRAINED = "Nothing is trained."
 _NOTHING_RANDOM = "Nothing is drawn at random."
 _CELL_SEED = "The noise is drawn from the seed of the cell, which the experiment's seed and the names of the cell give."
 _NO_MODEL = "No model takes part: a trigger and a label are set."
+_OWN_POISONS = "The poisons are made from the experiment's training set."
 _COMMON: dict[str, str] = {
-    "seed=-1": "A seed that is left out is derived from the experiment's and logged; -1 was logged in its place.",
+    "seed=-1": "A seed that is left out is derived from the experiment's and logged.",
     "data_dir": _DATA,
     "dataset": _DATA,
     "image_size": "Images have the size that they have in the experiment's data.",
@@ -540,11 +566,7 @@ _COMMON: dict[str, str] = {
     "adv_tar_name": _OUTPUT,
     "adv_data_dir": _OUTPUT,
 }
-_STORED = _COMMON | {
-    "load_dataset_from_mlruns": "A run id that is given is used, and needs no switch.",
-    "dataset_tar_name": _RUN,
-    "dataset_name": _RUN,
-}
+_STORED = _COMMON | {"dataset_tar_name": _RUN, "dataset_name": _RUN}
 _TRAINING = _STORED | {"data_dir_train": _DATA, "data_dir_test": _DATA}
 _DEFENDING = _STORED | {"batch_size": _MEMORY, "def_tar_name": _OUTPUT, "def_data_dir": _OUTPUT}
 
@@ -553,12 +575,13 @@ def _defence(name: str, text: str, demo: str, seed: str) -> EntryPoint:
     return _make(
         name,
         text,
-        f"defended_set/{name} defended_predictions",
+        "defended_set predictions",
         *_REGISTERED,
         _Fields("defence", DEFENCES[name], " ".join(f"{name}_{path}={path}" for path in demo.split())),
         Parameter("dataset_run_id", str, "MLflow run of the cell whose set is defended."),
+        _FROM_RUN,
         *_SET,
-        not_taken=_DEFENDING | {"seed": seed},
+        not_needed=_DEFENDING | {"seed": seed},
         example="asset=adversarial_set architecture=le_net attack=fgm@eps=0.3",
     )
 
@@ -575,7 +598,7 @@ _ALL = (
             "epochs batch_size learning_rate optimizer validation_split early_stopping madry",
         ),
         _TAG,
-        not_taken=_COMMON | {"batch_size": _MEMORY, "learning_rate": _UNTRAINED, "optimizer": _UNTRAINED},
+        not_needed=_COMMON | {"batch_size": _MEMORY, "learning_rate": _UNTRAINED, "optimizer": _UNTRAINED},
         defaults={
             ("architecture", "epochs"): 0,
             ("architecture", "validation_split"): 0,
@@ -586,7 +609,7 @@ _ALL = (
     _make(
         "train",
         "Train a model, and evaluate it on the testing set.",
-        "model clean_predictions poisoned_model",
+        "model clean_predictions poisoned_model triggered_testing_set poisoning_examples poisoning_metrics",
         _Fields(
             "architecture",
             TrainingRecipe,
@@ -596,18 +619,19 @@ _ALL = (
         _TAG,
         Parameter("apply_defense", bool, "Madry's adversarial training; its fields are madry.eps and so on.", False),
         Parameter("training_dataset_run_id", str, "MLflow run of the poisoned training set to train on."),
+        _FROM_RUN,
         Parameter("attack", _KEY, "Attack key of the poisoned training set to train on.", demo=False),
-        not_taken=_TRAINING,
+        not_needed=_TRAINING,
         example="model_architecture=le_net",
     ),
     _make(
         "infer",
         "Evaluate a model on a stored set.",
-        "clean_predictions evasion_examples evasion_metrics poisoning_metrics inversion_metrics defended_predictions",
+        "predictions",
         Parameter("run_id", str, "MLflow run of the cell whose set is predicted."),
         *_REGISTERED,
         *_SET,
-        not_taken=_STORED | {"batch_size": _MEMORY, "seed": _NOTHING_RANDOM},
+        not_needed=_STORED | {"batch_size": _MEMORY, "seed": _NOTHING_RANDOM},
         example="model_architecture=le_net asset=adversarial_set architecture=shallow_net attack=fgm@eps=0.3",
     ),
     _make(
@@ -616,7 +640,8 @@ _ALL = (
         "adversarial_set evasion_examples evasion_metrics",
         *_MODEL,
         _Fields("attack", FastGradientMethod, "batch_size eps eps_step minimal norm seed"),
-        not_taken=_COMMON | {"target_index": "The class to reach is `target_class`, with `targeted`."},
+        not_needed=_COMMON,
+        not_taken={"target_index": "give the class to reach as target_class, with targeted=true."},
         defaults={("attack", "eps"): 0.3},
         example="model_architecture=le_net",
     ),
@@ -634,7 +659,7 @@ _ALL = (
             "pixel",
             demo=False,
         ),
-        not_taken=_COMMON,
+        not_needed=_COMMON,
         defaults={("attack", "th"): 1},
         example="model_architecture=le_net",
     ),
@@ -644,13 +669,14 @@ _ALL = (
         "inverted_set inversion_metrics",
         *_MODEL,
         _Fields("inversion", ModelInversion, "batch_size max_iter window_length threshold learning_rate seed"),
-        not_taken=_COMMON,
+        not_needed=_COMMON,
         example="model_architecture=le_net",
     ),
     _make(
         "gen_poison_model",
         "Train a model with an adversarial embedding backdoor.",
-        "poisoned_training_set poisoned_model triggered_testing_set poisoning_metrics",
+        "poisoned_model model clean_predictions poisoned_training_set poison_manifest triggered_testing_set "
+        "poisoning_examples poisoning_metrics",
         _Fields(
             "architecture",
             TrainingRecipe,
@@ -664,15 +690,15 @@ _ALL = (
             "training_split validation_split seed target_class_id=target_class feature_layer_index=feature_layer "
             "discriminator_layer_1_size discriminator_layer_2_size regularization_factor poison_fraction",
         ),
-        not_taken=_TRAINING
-        | {"training_dataset_run_id": "The poisons are made here, from the experiment's training set."},
+        not_needed=_TRAINING | {_SWITCH: _OWN_POISONS, "training_dataset_run_id": _OWN_POISONS},
+        not_taken={f"{_SWITCH}={yes}": f"{_OWN_POISONS[:-1]}, leave it out." for yes in ("true", "1", "yes", "on")},
         defaults={("poisoning", "poison_fraction"): 0.1},
         example="model_architecture=le_net target_class_id=1",
     ),
     _make(
         "gen_poison_test_data",
         "Put the trigger on the testing set; with label_type=train, poison the training set.",
-        "poisoned_training_set triggered_testing_set",
+        "poisoned_training_set poison_manifest triggered_testing_set",
         _Fields("poisoning", BaselineBackdoor, "target_class seed poison_fraction", "label_type"),
         Parameter(
             "label_type",
@@ -686,14 +712,14 @@ _ALL = (
             "The set made. Left out: as label_type says. With label_type=test, training rows keep their labels.",
             demo=False,
         ),
-        not_taken=_COMMON | {"batch_size": _MEMORY, "model_architecture": _NO_MODEL},
+        not_needed=_COMMON | {"batch_size": _MEMORY, "model_architecture": _NO_MODEL},
         defaults={("poisoning", "poison_fraction"): 0.1},
         example="target_class=1",
     ),
     _make(
         "gen_poison_clean_data",
         "Poison the training set with clean labels, against a proxy model.",
-        "poisoned_training_set triggered_testing_set",
+        "poisoned_training_set poison_manifest triggered_testing_set",
         *_MODEL,
         _Fields(
             "poisoning",
@@ -701,11 +727,9 @@ _ALL = (
             "target_class batch_size seed poison_fraction eps eps_step norm",
             "proxy_architecture",
         ),
-        not_taken=_COMMON
-        | {
-            "label_type": "A clean-label poison keeps the label of its image, in training and in testing data alike.",
-            "target_index": "The target is `target_class`.",
-        },
+        not_needed=_COMMON
+        | {"label_type": "A clean-label poison keeps the label of its image, in training and in testing data alike."},
+        not_taken={"target_index": "give the class as target_class."},
         example="model_architecture=le_net target_class=1",
     ),
     _defence(

@@ -14,6 +14,7 @@ from dioptra_assets.assets.datasets import dataset_assets
 from dioptra_assets.assets.defended_sets import defended_set_assets
 from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.inverted_sets import inverted_set_assets
+from dioptra_assets.assets.keyed_configs import keyed_config_asset, knowing_kept_configs
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import model_assets
 from dioptra_assets.assets.poisoned_sets import poisoned_set_assets
@@ -77,6 +78,8 @@ class Experiment(dg.Component):
 
 def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     """The whole graph of an experiment."""
+    if spec.dynamic:
+        spec = knowing_kept_configs(spec)
     assets = [*dataset_assets(spec), *config_assets(spec), *model_assets(spec), *defended_set_assets(spec)]
     if spec.attacks:
         assets += [adversarial_set_asset(spec), *metric_table_assets(spec)]
@@ -86,7 +89,7 @@ def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         assets += inverted_set_assets(spec)
     if spec.dynamic:
         # What comes as it is asked for is never complete: no asset goes over all of it.
-        return [*assets, *workbench_assets(spec)]
+        return [*assets, *workbench_assets(spec), keyed_config_asset(spec)]
     if spec.attacks:
         assets += [model_sanity_asset(spec), sanity_asset(spec)]
     assets += gate_assets(spec)

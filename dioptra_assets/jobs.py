@@ -11,12 +11,22 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets.assets.cells import dynamic_dimension
-from dioptra_assets.assets.workbench import SETS, set_key
-from dioptra_assets.entry_points import EntryPointError, Target, config_of, entry_point, parse_parameters, target_of
+from dioptra_assets.assets.keyed_configs import KEYED_CONFIG, keep_config
+from dioptra_assets.entry_points import (
+    ENTRY_POINTS,
+    EntryPointError,
+    Target,
+    config_of,
+    entry_point,
+    parse_parameters,
+    target_of,
+    unused,
+)
 from dioptra_assets.launch import CellFailedError, materialize_cell
 from partitions.attacks import Family
-from partitions.dynamic_keys import config_key
-from partitions.keys import ARCHITECTURE, ATTACK, DEFENCE, IMAGE_SET
+from partitions.dynamic_keys import config_key, is_short
+from partitions.image_sets import SETS, set_document, set_key
+from partitions.keys import ARCHITECTURE, ATTACK, CONFIG_KEY, DEFENCE, IMAGE_SET
 from resources.cells import Cell, CellStore
 from resources.store import StoreResource
 from resources.tracking import Tracking
@@ -27,6 +37,8 @@ OP = "run_entry_point"
 ENTRY_POINT_TAG, MLFLOW_RUN_TAG, CELL_TAG = "dioptra/entry_point", "dioptra/mlflow_run_id", "dioptra/cell"
 ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 POLL_SECONDS = 1.0
+# An enumeration, so that the launchpad lists them.
+_ENTRY_POINTS = dg.Enum("EntryPoint", [dg.EnumValue(name, description=one.help) for name, one in ENTRY_POINTS.items()])
 
 
 @dataclass(frozen=True)
@@ -38,17 +50,17 @@ class Step:
         partition: dimension -> key.
         family: of the attack key.
         main: what the job is about; its MLflow run is the job's.
+        kept: of a `keyed_config`, what is put there before it is materialized.
     """
 
     asset: str
     partition: Mapping[str, str]
     family: Family = "evasion"
     main: bool = False
+    kept: Mapping[str, Any] | None = None
 
 
-def plan(  # noqa: PLR0911 - one return for each kind of job
-    name: str, values: Mapping[str, Any], store: CellStore, tracking: Tracking
-) -> list[Step]:
+def plan(name: str, values: Mapping[str, Any], store: CellStore, tracking: Tracking) -> list[Step]:
     """The cells of a job, each after those it is made from.
 
     Raises:
@@ -57,10 +69,20 @@ def plan(  # noqa: PLR0911 - one return for each kind of job
     name = entry_point(name).name
     target = target_of(name, values)
     model = _model_key(target, store, tracking)
-    if model is None and target.model is not None:
-        model = target.model
     configs = config_of(name, values, model=model)
     keys = {section: config_key(_name_of(config), config) for section, config in configs.items()}
+    documents = {key: configs[section].model_dump(mode="json") for section, key in keys.items()}
+    return [*_kept(documents), *_cells_of(name, target, keys, model, tracking)]
+
+
+def _kept(documents: Mapping[str, Mapping[str, Any]]) -> list[Step]:
+    """Of some keys, with what they name, those that are short."""
+    return [Step(KEYED_CONFIG, {CONFIG_KEY: key}, kept=one) for key, one in documents.items() if is_short(key)]
+
+
+def _cells_of(  # noqa: PLR0911 - one return for each kind of job
+    name: str, target: Target, keys: Mapping[str, str], model: str | None, tracking: Tracking
+) -> list[Step]:
     sets = [Step("training_set", {}), Step("testing_set", {})]
     trained = keys.get("architecture") or model
     chain = [*sets, *_model_steps(trained)] if trained else sets
@@ -101,14 +123,20 @@ def plan(  # noqa: PLR0911 - one return for each kind of job
                 *_poisoned_steps(poisoned),
             ]
         case "infer":
-            return [*chain, Step("predictions", both | {IMAGE_SET: _set_key(target, tracking)}, main=True)]
+            named = _stored_set(target, tracking)
+            key = set_key(*named)
+            kept = _kept({key: set_document(*named)})
+            return [*kept, *chain, Step("predictions", both | {IMAGE_SET: key}, main=True)]
         case _:
-            defended = {DEFENCE: keys["defence"], IMAGE_SET: _set_key(target, tracking)}
+            named = _stored_set(target, tracking)
+            defended = {DEFENCE: keys["defence"], IMAGE_SET: set_key(*named)}
+            behind = set_key("defended_set", defended)
             steps = [*chain, Step("defended_set", defended, main=True)]
+            kept = {defended[IMAGE_SET]: set_document(*named)}
             if trained:
-                behind = set_key("defended_set", defended[DEFENCE], defended[IMAGE_SET])
                 steps.append(Step("predictions", both | {IMAGE_SET: behind}))
-            return steps
+                kept |= {behind: set_document("defended_set", defended)}
+            return [*_kept(kept), *steps]
 
 
 def _name_of(config: Any) -> str:
@@ -163,11 +191,6 @@ def _model_key(target: Target, store: CellStore, tracking: Tracking) -> str | No
     return target.model if target.model in fitting or not fitting else fitting[0]
 
 
-def _set_key(target: Target, tracking: Tracking) -> str:
-    asset, partition = _stored_set(target, tracking)
-    return set_key(asset, *(partition[dimension] for dimension in SETS[asset]))
-
-
 def _stored_set(target: Target, tracking: Tracking) -> tuple[str, dict[str, str]]:
     """Asset and partition of the set that a target names."""
     if target.run_id is not None:
@@ -176,11 +199,8 @@ def _stored_set(target: Target, tracking: Tracking) -> tuple[str, dict[str, str]
         if asset not in SETS:
             raise EntryPointError(f"the MLflow run {target.run_id!r} made no image set, but {tags.get('asset')!r}")
         return asset, {dimension: tags[dimension] for dimension in SETS[asset]}
-    named = {ARCHITECTURE: target.architecture, ATTACK: target.attack}
     asset = str(target.asset)
-    if asset not in SETS or any(named.get(dimension) is None for dimension in SETS[asset]):
-        raise EntryPointError(f"{asset!r} cannot be named so, give the MLflow run that made it")
-    return asset, {dimension: str(named[dimension]) for dimension in SETS[asset]}
+    return asset, {dimension: str(getattr(target, dimension)) for dimension in SETS[asset]}
 
 
 def entry_point_job(load: Callable[[], dg.Definitions], module: str) -> dg.JobDefinition:
@@ -197,7 +217,7 @@ def entry_point_job(load: Callable[[], dg.Definitions], module: str) -> dg.JobDe
     @dg.op(
         name=OP,
         config_schema={
-            "entry_point": dg.Field(str, description="Name of the entry point, e.g. fgm."),
+            "entry_point": dg.Field(_ENTRY_POINTS, description="Which entry point."),
             "parameters": dg.Field([str], default_value=[], description="Its parameters, each as `name=value`."),
             "depends_on": dg.Field([str], default_value=[], description="Ids of jobs that must have finished."),
         },
@@ -208,11 +228,15 @@ def entry_point_job(load: Callable[[], dg.Definitions], module: str) -> dg.JobDe
         instance.add_run_tags(context.run_id, {ENTRY_POINT_TAG: name})
         _await(instance, config["depends_on"], context.log.info)
         values = parse_parameters(name, config["parameters"])
+        for sentence in unused(name, config["parameters"]):
+            context.log.info(sentence)
         experiment = target_of(name, values).experiment
         definitions = load()
         _refuse_declared(definitions, experiment)
         for step in plan(name, values, cells, tracking):
             cell = Cell(f"{experiment}/{step.asset}", dict(step.partition))
+            if step.kept is not None:
+                keep_config(cells, experiment, step.partition[CONFIG_KEY], step.kept)
             for dimension, key in step.partition.items():
                 instance.add_dynamic_partitions(dynamic_dimension(experiment, dimension, step.family), [key])
             try:

@@ -9,11 +9,11 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters
+from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters, unused
 from resources import home
 from resources.user import USER_HEADER, user_name, user_tags
 
@@ -51,6 +51,7 @@ class Job:
         cell: path of the cell that it is about, once there is one.
         mlflow_run_id: the MLflow run of that cell.
         error: why it failed.
+        unused: a sentence for each parameter that was accepted and changes nothing here; known where it was submitted.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Job:
     cell: str = ""
     mlflow_run_id: str = ""
     error: str = ""
+    unused: tuple[str, ...] = ()
 
 
 def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str | Sequence[str] | None = None) -> Job:
@@ -81,7 +83,8 @@ def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str |
     waits = [depends_on] if isinstance(depends_on, str) else list(depends_on or ())
     config = {"entry_point": entry_point, "parameters": parameters, "depends_on": waits}
     server = os.environ.get(SERVER_VARIABLE)
-    return _submitted(server, entry_point, config) if server else _run_here(entry_point, config)
+    job = _submitted(server, entry_point, config) if server else _run_here(entry_point, config)
+    return replace(job, unused=tuple(unused(entry_point, parameters)))
 
 
 def get_job_by_id(job_id: str) -> Job:
@@ -136,7 +139,7 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
             )
         )
     job = get_job_by_id(result.run_id)
-    return job if result.success else Job(**{**vars(job), "error": failure_reason(result)})
+    return job if result.success else replace(job, error=failure_reason(result))
 
 
 def _recorded(job_id: str) -> tuple[str, dict[str, str]]:

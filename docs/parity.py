@@ -1,17 +1,15 @@
 """Write docs/parity.md, what became of every entry point and parameter of the demos: `python -m docs.parity`."""
 
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from dioptra_assets.entry_points import ENTRY_POINTS, EntryPoint, Parameter
+from dioptra_assets.entry_points import ENTRY_POINTS, EntryPoint, Parameter, parameters_table
 from partitions.keys import key_text
 
 PAGE = Path(__file__).parent / "parity.md"
 # Values for the calls, of parameters without a default to show.
 EXAMPLES = {
-    "model": "workbench_le_net/1",
     "model_name": "workbench_le_net",
     "model_version": "1",
     "model_tag": "first",
@@ -20,8 +18,9 @@ EXAMPLES = {
     "target_class_id": "1",
     "run_id": "RUN",
     "dataset_run_id": "RUN",
-    "training_dataset_run_id": "RUN",
 }
+# Beside the value of another parameter, or of a call on the experiment's own images, they say nothing or the same.
+LEFT_OUT = {"model", "load_dataset_from_mlruns", "training_dataset_run_id", "minimal"}
 PLACES = {
     "model": "the model",
     "model_name": "the model",
@@ -30,9 +29,10 @@ PLACES = {
     "run_id": "the set",
     "dataset_run_id": "the set",
     "training_dataset_run_id": "the set trained on",
-    "register_model_name": "architecture config, `model_tag`",
-    "apply_defense": "architecture config, `madry`",
-    "label_type": "which of the two sets; poisoning config, `label_type`",
+    "load_dataset_from_mlruns": "whether the run id is used",
+    "register_model_name": "`architecture_config`: `model_tag`",
+    "apply_defense": "`architecture_config`: `madry`",
+    "label_type": "which of the two sets; `poisoning_config`: `label_type`",
 }
 
 
@@ -44,37 +44,54 @@ def page() -> str:
     sections = [
         "# What became of the demos' entry points",
         "Written by `python -m docs.parity` from the table that reads the parameters. Every parameter keeps the demos'"
-        " name; the field it sets has its type, bounds, default and help, which"
-        " `dioptra-assets run ENTRY_POINT --help` prints. `client` is `dioptra_assets.client`. RUN stands for the id of"
-        " an MLflow run.",
+        " name; the field that it sets has its bounds, default and help. RUN stands for the id of an MLflow run.",
+        "An entry point is run by `dioptra-assets run ENTRY_POINT -P name=value ...`, in Python by"
+        ' `da.submit_job(entry_point="ENTRY_POINT", entry_point_kwargs="-P name=value ...")`, and in the UI from the'
+        " launchpad of the job `entry_point`. `dioptra-assets run ENTRY_POINT --help` lists what it takes.",
         *(_section(ENTRY_POINTS[name], called) for name, called in names.items()),
+        _unused(),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def calls(entry: EntryPoint) -> dict[str, list[str]]:
-    """For each of the demos' parameters that is taken, the parameters of a call that gives it."""
-    return {one.name: _call(entry, one) for one in entry.parameters.values() if one.demo}
+def call(entry: EntryPoint) -> list[str]:
+    """The parameters of a call that gives every parameter of the demos that can stand beside the others."""
+    example = dict(one.split("=") for one in entry.example if one.startswith("model_architecture="))
+    given = {
+        one.name: example.get(one.name) or _example(one)
+        for one in entry.parameters.values()
+        if one.demo and one.name not in LEFT_OUT
+    }
+    if "model_name" in given:
+        given.pop("model_architecture", None)
+    if "register_model_name" in given:
+        given["register_model_name"] = "_".join(["workbench", given["model_tag"], given["model_architecture"]])
+    if "gaussian_augmentation_perform_data_augmentation" in given:
+        given |= {f"gaussian_augmentation_{one}": "true" for one in ("perform_data_augmentation", "apply_fit")}
+    return [f"{name}={text}" for name, text in given.items()]
 
 
 def _section(entry: EntryPoint, names: list[str]) -> str:
-    assets = ", ".join(f"`{asset}`" for asset in entry.assets)
     own = ", ".join(f"`{one.name}`" for one in entry.parameters.values() if not one.demo)
+    refused = [f"`{name}` is refused: {why}" for name, why in entry.not_taken.items() if "=" not in name]
     rows = [
-        f"| `{names[0]}` | `{name}` | {assets} | {_place(entry.parameters[name])} "
-        f"| `dioptra-assets run {entry.name} {_kwargs(given)}` "
-        f'| `client.submit_job(entry_point="{entry.name}", entry_point_kwargs="{_kwargs(given)}")` |'
-        for name, given in calls(entry).items()
+        f"| `{row.name}` | {_place(entry.parameters[row.name])} | {row.bounds or row.type} | {row.default or '–'} |"
+        for row in parameters_table(entry.name)
+        if entry.parameters[row.name].demo
     ]
-    rows += [f"| `{names[0]}` | `{name}` | – | not taken: {why} | – | – |" for name, why in entry.not_taken.items()]
     return "\n".join(
         [
             f"## {' or '.join(f'`{name}`' for name in names)}",
             "",
-            f"{entry.help} Beside the demos' parameters: {own}.",
+            f"{entry.help} Makes {', '.join(f'`{asset}`' for asset in entry.assets)}. Beside the demos' parameters:"
+            f" {own}. {' '.join(refused)}".strip(),
             "",
-            "| entry point | parameter | here: asset | field | command line | Python |",
-            "|---|---|---|---|---|---|",
+            "```sh",
+            f"dioptra-assets run {entry.name} {' '.join(f'-P {one}' for one in call(entry))}",
+            "```",
+            "",
+            "| parameter | sets | allowed | default |",
+            "|---|---|---|---|",
             *rows,
         ]
     )
@@ -82,35 +99,44 @@ def _section(entry: EntryPoint, names: list[str]) -> str:
 
 def _place(parameter: Parameter) -> str:
     if parameter.places:
-        return ", ".join(f"{section} config, `{path}`" for section, path in parameter.places)
+        return ", ".join(
+            f"{'partition `defence`' if section == 'defence' else f'`{section}_config`'}: `{path}`"
+            for section, path in parameter.places
+        )
     return PLACES[parameter.name]
 
 
-def _call(entry: EntryPoint, parameter: Parameter) -> list[str]:
-    example = dict(one.split("=", 1) for one in entry.example)
-    value = example.pop(parameter.name, None) or _example(parameter)
-    if parameter.name in {"model", "model_name", "model_version"}:
-        example.pop("model_architecture", None)
-    if parameter.name == "model_version":
-        example["model_name"] = EXAMPLES["model_name"]
-    if parameter.name == "register_model_name":
-        value = f"workbench_{example['model_architecture']}"
-    if parameter.name.endswith("run_id"):
-        example = {name: text for name, text in example.items() if name not in {"asset", "architecture", "attack"}}
-    if parameter.name.endswith("perform_data_augmentation"):
-        value, example = "true", {**example, "gaussian_augmentation_apply_fit": "true"}
-    return [f"{name}={text}" for name, text in {**example, parameter.name: value}.items()]
+def _unused() -> str:
+    """What is accepted and changes nothing, once for all entry points."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, entry in ENTRY_POINTS.items():
+        for parameter, why in entry.not_needed.items() if name == entry.name else ():
+            reasons.setdefault((parameter, why), []).append(f"`{name}`")
+    all_of_them = len({entry.name for entry in ENTRY_POINTS.values()})
+    rows = [
+        f"| `{parameter}` | {'all' if len(names) == all_of_them else ', '.join(names)} | {why} |"
+        for (parameter, why), names in sorted(reasons.items(), key=lambda one: -len(one[1]))
+    ]
+    return "\n".join(
+        [
+            "## Accepted, and not needed",
+            "",
+            "The demos' command lines run as they are written. These parameters change nothing here, and the job says"
+            " so.",
+            "",
+            "| parameter | of | why |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def _example(parameter: Parameter) -> str:
+    if parameter.name in EXAMPLES:
+        return EXAMPLES[parameter.name]
     if parameter.default not in (None, "", PydanticUndefined):
         return key_text(parameter.default)
-    choices = get_args(parameter.type) if get_origin(parameter.type) is Literal else ()
-    return EXAMPLES.get(parameter.name) or ("le_net" if "le_net" in choices else "")
-
-
-def _kwargs(given: list[str]) -> str:
-    return " ".join(f"-P {one}" for one in given)
+    return ""
 
 
 if __name__ == "__main__":

@@ -9,10 +9,15 @@ from their defaults, in the order of the fields, so that one config has one key:
 - a field of a field follows a dot: `madry.eps=0.3`;
 - an `@` within a value is doubled: `proxy_architecture=le_net@@epochs=3`.
 
-A text is read by the type of its field: `2` is a number in one and a name in another. What cannot be written in the
-characters of a key (a path, a dictionary) belongs in an experiment file, under a name.
+A text is read by the type of its field: `2` is a number in one and a name in another.
+
+A config that does not fit a key, because it is too long or holds what no key takes (a path, a dictionary), has the
+short key `fgm@config=DIGEST`. The digest is that of the whole config, which is kept beside the cells: see
+:func:`config_digest`. What is kept under another digest is refused, so a short key never means another config.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,62 +33,75 @@ Config = TypeVar("Config", bound=BaseModel)
 
 # The field that the name of a key is the value of, in whichever of them a config has.
 NAMED_BY = ("method", "architecture")
-DECLARE = "declare it under a name of its own in an experiment file"
+SHORT = "config"
 _PART = re.compile(r"(?:[^@]|@@)+")
+_SHORT_KEY = re.compile(rf"[^@=]+@{SHORT}=[0-9a-f]{{16}}")
 _UNREAD = object()
 
 
 def config_key(name: str, config: BaseModel) -> str:
-    """The self-describing key of a config.
+    """The key of a config: one that carries it where it fits, else a short one.
 
     Args:
         name: its method, or of a training recipe its architecture.
         config: an attack, training recipe, defence, poisoning or inversion config.
 
     Raises:
-        ExperimentError: when a value cannot be written in a key, or the key would be too long; says what to do.
+        ExperimentError: when the config has another name.
     """
     named = _name_of(config)
     if name != named:
         raise ExperimentError(f"a key of this config begins with {named!r}, not with {name!r}")
-    parts = {field: _write(name, field, value) for field, value in _differing(config).items()}
-    for field, text in parts.items():
-        key = f"{name}@{field}={_quote(text)}"
-        if not is_key(key) and len(key) <= 100:
-            raise ExperimentError(
-                f"{name}, field {field!r}: {text!r} cannot stand in a partition key, which takes {KEY_RULE}; {DECLARE}"
-            )
-    key = "@".join([name, *(f"{field}={_quote(text)}" for field, text in parts.items())])
-    if not is_key(key):
-        raise ExperimentError(
-            f"{name}: the partition key of this config would be {len(key)} characters, at most 100 are possible; "
-            f"{DECLARE}"
-        )
+    return _carrying_key(name, config) or short_key(name, config.model_dump(mode="json"))
+
+
+def short_key(name: str, document: Mapping[str, Any]) -> str:
+    """The key that names JSON values by their digest."""
+    return f"{name}@{SHORT}={config_digest(document)}"
+
+
+def is_short(key: str) -> bool:
+    """Whether a key names a config by its digest alone, so that the config must be looked up."""
+    return _SHORT_KEY.fullmatch(key) is not None
+
+
+def config_digest(document: Mapping[str, Any]) -> str:
+    """The digest in the short key of a config: of its JSON values, every field given."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _carrying_key(name: str, config: BaseModel) -> str | None:
+    """The key that carries a config; None where no key can."""
+    parts = {field: _write(value) for field, value in _differing(config).items()}
+    key = "@".join([name, *(f"{field}={_quote(text or '')}" for field, text in parts.items())])
+    if None in parts.values() or not is_key(key):
+        return None
     try:
-        read = type(config).model_validate(_values(type(config), name, parts, key))
+        written = {field: text for field, text in parts.items() if text is not None}
+        read = type(config).model_validate(_values(type(config), name, written, key))
     except ValidationError:
-        read = None
-    if read != config:
-        raise ExperimentError(f"{name}: the partition key {key!r} would be read as another config; {DECLARE}")
-    return key
+        return None
+    return key if read == config else None
 
 
 def parse_config_key(
     key: str,
     section: str,
     model_of: Callable[[str, dict[str, Any]], tuple[type[Config], dict[str, Any]]],
+    kept: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
 ) -> tuple[str, Config]:
-    """The name and the config of a self-describing key.
+    """The name and the config of a key.
 
     Args:
         key: as :func:`config_key` writes it.
         section: `attacks`, `architectures`, ..., for messages.
         model_of: as of :func:`partitions.configs.expand`: from name and values, the type of the config and the values
             with those that the name implies; raises ValueError where there is none.
+        kept: the JSON values of the config of a short key; None where they are not known.
 
     Raises:
         ExperimentError: naming key, field, value and what is allowed; also for a key that is not written as
-            :func:`config_key` would, naming the one that is.
+            :func:`config_key` would, naming the one that is, and for a short one whose config is not kept.
     """
     where = f"{section} key {key!r}"
     if not is_key(key):
@@ -93,14 +111,29 @@ def parse_config_key(
         model, implied = model_of(name, {})
     except ValueError as error:
         raise ExperimentError(f"{where}, {error}") from error
+    if is_short(key):
+        return name, validate(model, implied | dict(looked_up(key, kept, where)), where)
     config = validate(model, implied | _values(model, name, parts, where), where)
-    try:
-        canonical = config_key(_name_of(config), config)
-    except ExperimentError as error:
-        raise ExperimentError(f"{where}: {error}") from error
+    canonical = config_key(_name_of(config), config)
     if canonical != key:
         raise ExperimentError(f"{where}: the key of this config is written {canonical!r}")
     return name, config
+
+
+def looked_up(key: str, kept: Callable[[str], Mapping[str, Any] | None], where: str) -> Mapping[str, Any]:
+    """The JSON values that a short key names.
+
+    Raises:
+        ExperimentError: where they are not kept, or others are.
+    """
+    document = kept(key)
+    if document is None:
+        raise ExperimentError(
+            f"{where}: the config of this key is not in the store, ask for it once more by all its parameters"
+        )
+    if not key.endswith(f"@{SHORT}={config_digest(document)}"):
+        raise ExperimentError(f"{where}: what the store keeps for this key is another config, {dict(document)}")
+    return document
 
 
 def parse_value(annotation: Any, text: str, between: str = "_") -> Any:
@@ -164,15 +197,17 @@ def _differing(config: BaseModel, within: str = "") -> dict[str, Any]:
     return differing
 
 
-def _write(name: str, field: str, value: Any) -> str:
+def _write(value: Any) -> str | None:
+    """A value as it stands in a key; None where it cannot stand there."""
     if isinstance(value, tuple):
-        return "_".join(_write(name, field, one) for one in value)
+        texts = [_write(one) for one in value]
+        return None if None in texts else "_".join(map(str, texts))
     if isinstance(value, float):
         # As short as YAML allows: 3, not 3.0; 1e16, since `+` is no character of a key; and one zero, not two.
         return repr(value + 0.0).removesuffix(".0").replace("e+", "e")
     if value is None or isinstance(value, bool | int | str):
         return key_text(value)
-    raise ExperimentError(f"{name}, field {field!r}: {value!r} cannot stand in a partition key; {DECLARE}")
+    return None
 
 
 def _quote(text: str) -> str:
@@ -221,19 +256,21 @@ def _field(model: type[BaseModel], field: str, path: str, within: str, where: st
 
 @dataclass(frozen=True)
 class KeyedConfigs(Mapping[str, Any]):
-    """Self-describing key -> config, for any key: nothing is declared, so that there is nothing to go through.
+    """Key -> config, for any key: nothing is declared, so that there is nothing to go through.
 
     Attributes:
         section: what the configs configure, for messages.
         model_of: as `expand` takes it.
+        kept: the JSON values of the config of a short key; None where they are not known.
     """
 
     section: str
     model_of: Callable[[str, dict[str, Any]], tuple[type[Any], dict[str, Any]]]
+    kept: Callable[[str], Mapping[str, Any] | None] = lambda key: None
 
     def __getitem__(self, key: str) -> Any:
-        """The config that a key carries; raises ExperimentError where it carries none."""
-        return parse_config_key(key, self.section, self.model_of)[1]
+        """The config that a key carries or stands for; raises ExperimentError where it has none."""
+        return parse_config_key(key, self.section, self.model_of, self.kept)[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(())

@@ -7,6 +7,7 @@ ARCHITECTURE = "architecture"
 ATTACK = "attack"
 DEFENCE = "defence"
 IMAGE_SET = "image_set"
+CONFIG_KEY = "config_key"
 KEY_RULE = "1 to 100 of the characters A-Z a-z 0-9 _ . @ = -, without a dot at the beginning and without three in a row"
 _KEY = re.compile(r"(?!\.)(?!.*\.\.\.)[A-Za-z0-9_.@=-]{1,100}")
 
