@@ -5,13 +5,14 @@ photographs, an array) is hidden behind :class:`Pixels`, so a set of 30 GB and a
 """
 
 import base64
+import importlib
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 DEFAULT_BATCH_SIZE = 256
+# Bytes of images that a store reads together, see `resources.image_store`.
+READ_AT_ONCE = 2**20
+# How large a notebook shows a grid of small images, and one of them, in pixels.
+SHOWN_WIDTH, SHOWN_HEIGHT = 700, 84
 
 
 class Pixels(Protocol):
@@ -121,17 +126,97 @@ class ImageSet:
             rows = slice(start, min(start + batch_size, len(self)))
             yield ImageBatch(self.pixels[rows], self.index.iloc[rows].reset_index(drop=True))
 
-    def images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images at the positions `rows`, float32 [len(rows), height, width, channels].
+    def __getitem__(self, rows: Any) -> Any:
+        """One image by its position, or the set of some rows by a slice, positions or a Boolean mask.
+
+        Returns:
+            For an integer the image, float32 [height, width, channels]; else an image set, read lazily.
 
         Raises:
-            IndexError: when a position is not one of 0 to n - 1.
+            IndexError: for anything else, and for a row that there is not, or that is asked for twice.
         """
-        if len(rows) == 0:
-            return np.empty((0, *self.image_shape), np.float32)
-        if min(rows) < 0 or max(rows) >= len(self):
-            raise IndexError(f"{self.name}: rows {min(rows)} to {max(rows)} asked for, there are 0 to {len(self) - 1}")
-        return np.concatenate([self.pixels[slice(int(row), int(row) + 1)] for row in rows])
+        if isinstance(rows, slice):
+            return self._of(np.arange(len(self))[rows])
+        if isinstance(rows, tuple) or (np.ndim(rows) == 0 and not np.issubdtype(np.asarray(rows).dtype, np.integer)):
+            raise IndexError(f"{self.name}: {rows!r} is no row; of pixels ask `np.asarray(image_set)[...]`")
+        if np.ndim(rows) == 0:
+            return self.images([rows])[0]
+        positions = self._positions(rows)
+        if len(np.unique(positions)) < len(positions):
+            raise IndexError(f"{self.name}: a row is asked for twice, a set holds each once; `images(rows)` repeats")
+        return self._of(positions)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Every image in order, float32 [height, width, channels], read a batch at a time."""
+        return (image for batch in self.batches() for image in batch.images)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All images, for numpy: float32 [n, height, width, channels]."""
+        if copy is False and not isinstance(self.pixels, np.ndarray):
+            raise ValueError(f"{self.name}: the images are read from where they are kept, which is a copy")
+        images = self.to_numpy()[0]
+        return images.astype(dtype or np.float32, copy=bool(copy))
+
+    def where(self, **columns: Any) -> "ImageSet":
+        """The rows whose columns have the given values: `where(label=3)`, `where(label="dog", split="validation")`.
+
+        Args:
+            columns: column of the index -> its value, or a list of values. A label may be given as its class name.
+
+        Raises:
+            LookupError: for a column or class name that there is not, naming those that there are.
+        """
+        kept = np.ones(len(self), bool)
+        for column, wanted in columns.items():
+            if column not in self.index:
+                raise LookupError(f"{self.name} has no column {column!r}, it has {', '.join(map(str, self.index))}")
+            values = list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else [wanted]
+            if column == "label":
+                values = [self._label(value) for value in values]
+            kept &= self.index[column].isin(values).to_numpy(bool)
+        return self[kept]
+
+    def images(self, rows: Sequence[int] | Sequence[bool] | np.ndarray | pd.Series) -> np.ndarray:
+        """The images of some rows, in the order asked for: float32 [rows, height, width, channels].
+
+        Args:
+            rows: positions, negative ones from the end, or one Boolean an image.
+
+        Raises:
+            IndexError: for a position that there is not, a mask of another length, or what is neither.
+        """
+        return read_rows(self.pixels, self._positions(rows))
+
+    def _positions(self, rows: Any) -> np.ndarray:
+        """Rows as positions from the start, int64."""
+        given = np.asarray(rows)
+        if given.ndim != 1:
+            raise IndexError(f"{self.name}: rows have {given.ndim} dimensions, give a list of positions or a mask")
+        if given.dtype == bool:
+            if len(given) != len(self):
+                raise IndexError(f"{self.name}: a mask of {len(given)} for {len(self)} images")
+            return np.flatnonzero(given)
+        if len(given) == 0:
+            return np.empty(0, np.int64)
+        if not np.issubdtype(given.dtype, np.integer):
+            raise IndexError(f"{self.name}: rows are {given.dtype}, give whole numbers or a Boolean mask")
+        low, high = int(given.min()), int(given.max())
+        if low < -len(self) or high >= len(self):
+            wrong = low if low < -len(self) else high
+            raise IndexError(f"{self.name}: there is no row {wrong}, there are {len(self)}")
+        return np.where(given < 0, given + len(self), given).astype(np.int64)
+
+    def _of(self, positions: np.ndarray) -> "ImageSet":
+        index = self.index.iloc[positions].reset_index(drop=True)
+        return replace(self, pixels=_Rows(self.pixels, positions), index=index)
+
+    def _label(self, value: Any) -> int:
+        if isinstance(value, str):
+            if value not in self.class_names:
+                near = ", ".join(self.class_names[:20]) + " ..." * (len(self.class_names) > 20)
+                raise LookupError(f"{self.name} has no class {value!r}, there are {near}")
+            return self.class_names.index(value)
+        return int(value)
 
     def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """All images and labels in memory: float32 [n, height, width, channels] and int64 [n]."""
@@ -154,6 +239,33 @@ class ImageSet:
         return tf.data.Dataset.from_generator(
             lambda: ((batch.images, batch.labels) for batch in self.batches(batch_size)), output_signature=signature
         )
+
+    def to_torch(self) -> Any:
+        """A `torch.utils.data.Dataset` of (image, label), read lazily: float32 [channels, height, width] and int.
+
+        Raises:
+            ModuleNotFoundError: where PyTorch is not installed.
+        """
+        try:
+            torch = importlib.import_module("torch")
+            data = importlib.import_module("torch.utils.data")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{self.name}: PyTorch is not installed, and nothing else needs it: pip install torch"
+            ) from error
+        source, labels = self, self.labels
+
+        class Images(data.Dataset):
+            """The images of a set, channels first."""
+
+            def __len__(self) -> int:
+                return len(source)
+
+            def __getitem__(self, row: int) -> tuple[Any, int]:
+                image = np.ascontiguousarray(np.moveaxis(source[int(row)], -1, 0))
+                return torch.from_numpy(image), int(labels[int(row)])
+
+        return Images()
 
     def export_png(self, folder: str | Path) -> Path:
         """Write `folder/CLASS/IMAGE_ID.png` and `folder/index.csv`, pixels rounded to 8 bits and never stretched.
@@ -216,7 +328,7 @@ class ImageSet:
         )
         if len(self) == 0:
             return text
-        picture = base64.b64encode(encode_png(self.grid())).decode()
+        picture = base64.b64encode(encode_png(enlarged(self.grid(), height))).decode()
         return f'{text}<img style="image-rendering: pixelated" src="data:image/png;base64,{picture}">'
 
     def grid(self, columns: int = 10, rows: int = 3) -> np.ndarray:
@@ -280,6 +392,49 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
         top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def enlarged(picture: np.ndarray, height: int) -> np.ndarray:
+    """A picture of small images, each pixel repeated so that they can be seen.
+
+    Args:
+        picture: [height, width, channels].
+        height: of one of the images in it.
+    """
+    factor = max(1, min(SHOWN_WIDTH // max(1, picture.shape[1]), SHOWN_HEIGHT // max(1, height)))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def read_rows(pixels: Pixels, positions: np.ndarray) -> np.ndarray:
+    """The images at some positions, float32.
+
+    Rows that lie closer than what a store reads at once are read together, so every fifth image costs no more than all.
+    """
+    images = np.empty((len(positions), *pixels.shape[1:]), np.float32)
+    if not len(positions):
+        return images
+    order = np.argsort(positions, kind="stable")
+    ordered = positions[order]
+    near = max(1, READ_AT_ONCE // (4 * int(np.prod(pixels.shape[1:]))))
+    for run in np.split(np.arange(len(ordered)), np.flatnonzero(np.diff(ordered) > near) + 1):
+        first, last = int(ordered[run[0]]), int(ordered[run[-1]])
+        images[order[run]] = pixels[slice(first, last + 1)][ordered[run] - first]
+    return images
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of other pixels."""
+
+    pixels: Pixels
+    positions: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.positions), *self.pixels.shape[1:])
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        return read_rows(self.pixels, self.positions[rows])
 
 
 def _export_paths(class_names: pd.Series, image_ids: pd.Series) -> list[str]:

@@ -1,8 +1,10 @@
 import csv
 import io
 import re
+import sys
 import tarfile
 import time
+import types
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -107,12 +109,20 @@ def test_a_batch_size_that_would_lose_images_is_refused():
 
 
 def test_only_what_is_asked_for_is_read():
-    pixels = Counting(images_of(10))
-    source = ImageSet(pixels, image_set(10).index, ("zero", "one"))
+    pixels = Counting(np.zeros((40_000, 4, 3, 1), np.float32))
+    index = pd.DataFrame({"image_id": [str(i) for i in range(40_000)], "label": 0})
+    source = ImageSet(pixels, index, ("zero", "one"))
     next(iter(source.batches(4)))
     assert pixels.asked == [(0, 4)]
-    source.images([7, 2])
-    assert pixels.asked[1:] == [(7, 8), (2, 3)]
+    source.images([39_998, 2, 39_999])
+    assert pixels.asked[1:] == [(2, 3), (39_998, 40_000)]
+
+
+def test_many_scattered_rows_cost_few_reads():
+    pixels = Counting(images_of(1000))
+    source = ImageSet(pixels, image_set(1000).index, ("zero", "one"))
+    assert np.array_equal(source.images(np.arange(1000)[::-7]), images_of(1000)[::-7])
+    assert len(pixels.asked) == 1
 
 
 @given(st.lists(st.integers(0, 9), max_size=12))
@@ -120,10 +130,83 @@ def test_images_come_in_the_order_asked_for(rows: list[int]):
     assert np.array_equal(image_set(10).images(rows), images_of(10)[rows])
 
 
-@pytest.mark.parametrize("rows", [[10], [0, -1], [3, 99]])
+@pytest.mark.parametrize("rows", [[10], [0, -11], [3, 99]])
 def test_a_position_that_does_not_exist_is_an_error_and_no_image_less(rows: list[int]):
-    with pytest.raises(IndexError, match=r"a set: rows .* asked for, there are 0 to 9"):
+    with pytest.raises(IndexError, match=r"a set: there is no row (10|-11|99), there are 10"):
         image_set(10).images(rows)
+    with pytest.raises(IndexError, match=r"a set: there is no row"):
+        image_set(10)[rows]
+
+
+SLICES = st.builds(slice, *[st.none() | st.integers(-12, 12)] * 2, st.none() | st.integers(-3, 3).filter(bool))
+POSITIONS = st.lists(st.integers(-10, 9), max_size=12)
+
+
+@given(SLICES | POSITIONS | st.lists(st.booleans(), min_size=10, max_size=10) | st.integers(-10, 9), st.booleans())
+def test_a_set_is_indexed_as_numpy_is(rows: Any, as_array: bool):
+    rows = np.asarray(rows) if as_array and isinstance(rows, list) and rows else rows
+    whole, source = images_of(10), image_set(10)
+    positions = np.arange(10)[rows if not isinstance(rows, list) or rows else np.empty(0, int)]
+    if not isinstance(rows, slice) and np.ndim(rows):
+        assert np.array_equal(source.images(rows), whole[positions])
+    if np.size(positions) > len(np.unique(positions)):
+        with pytest.raises(IndexError, match=r"a row is asked for twice"):
+            source[rows]
+        return
+    assert np.array_equal(np.asarray(source[rows]), whole[positions])
+    if np.ndim(positions):
+        some = source[rows]
+        assert some.labels.tolist() == source.labels[positions].tolist()
+        assert [*some.index["image_id"]] == [*source.index["image_id"].iloc[positions]]
+        assert np.array_equal(np.asarray(some[::-1]), whole[positions][::-1])
+        assert [image.tolist() for image in some] == whole[positions].tolist()
+
+
+@pytest.mark.parametrize("rows", [1.0, [1.0], "a", None, True, (0, 1), [[0, 1]], [True, False], 10, -11, ...])
+def test_what_is_no_row_is_an_index_error(rows: Any):
+    with pytest.raises(IndexError, match=r"^a set: "):
+        image_set(10)[rows]
+
+
+def test_a_mask_gives_the_images_it_marks():
+    source = image_set(10)
+    assert np.array_equal(source.images(source.labels == 1), images_of(10)[source.labels == 1])
+    assert np.array_equal(source.images(pd.Series(source.labels == 1)), images_of(10)[1::2])
+
+
+def test_numpy_takes_a_set_for_its_images():
+    source = image_set(10)
+    assert np.asarray(source).shape == (10, 4, 3, 1) and np.asarray(source).dtype == np.float32
+    assert np.mean(source) == images_of(10).mean()
+    assert np.asarray(source, dtype=np.float64).dtype == np.float64
+    copied = np.array(source)
+    copied[:] = 0
+    assert source[0].any()
+
+
+def test_rows_are_chosen_by_what_the_index_says():
+    source = image_set(10)
+    assert source.where(label=1).labels.tolist() == [1] * 5
+    assert [*source.where(label="one").index["image_id"]] == [*source.where(label=1).index["image_id"]]
+    assert len(source.where(label=[0, 1])) == 10
+    assert [*source.where(label="zero", image_id=["000002", "000003"]).index["image_id"]] == ["000002"]
+    with pytest.raises(LookupError, match="a set has no class 'two', there are zero, one"):
+        source.where(label="two")
+    with pytest.raises(LookupError, match="a set has no column 'class', it has image_id, label"):
+        source.where(**{"class": 1})
+
+
+def test_torch_is_given_channels_first_and_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    with pytest.raises(ModuleNotFoundError, match=r"a set: PyTorch is not installed, .* pip install torch"):
+        image_set(3).to_torch()
+    torch = types.SimpleNamespace(from_numpy=lambda image: ("tensor", image))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch.utils.data", types.SimpleNamespace(Dataset=object))
+    images = image_set(3, channels=3).to_torch()
+    (kind, image), label = images[1]
+    assert (len(images), kind, label) == (3, "tensor", 1)
+    assert np.array_equal(image, np.moveaxis(images_of(3, 3)[1], -1, 0)) and image.flags["C_CONTIGUOUS"]
 
 
 def test_to_pandas_names_the_classes_and_keeps_the_provenance():
