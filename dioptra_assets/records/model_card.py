@@ -169,13 +169,18 @@ def _software(name: str, version: str) -> "Component":
     return Component(type=ComponentType.LIBRARY, name=name, bom_ref=url.to_string(), version=version, purl=url)
 
 
+def family(architecture: str) -> str:
+    """The family of an architecture; of somebody else's no more is known than that it is a network."""
+    return FAMILIES.get(architecture, "neural network")
+
+
 def _card(model: ModelRecord, testing_set: StoredCell) -> dict[str, Any]:
     facts = model.stored.manifest.attributes
     shape = " x ".join(map(str, facts["image_shape"]))
     parameters: dict[str, Any] = {
         "approach": {"type": "supervised"},
         "task": "image classification",
-        "architectureFamily": FAMILIES[facts["architecture"]],
+        "architectureFamily": family(facts["architecture"]),
         "modelArchitecture": facts["architecture"],
         "datasets": [{"ref": s.cell.path} for s in (model.trained_on, testing_set) if s is not None],
         "inputs": [{"format": f"float32 images {shape} (height, width, channels), pixels in [0, 1]"}],

@@ -15,7 +15,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 import dioptra_assets as da
 from dioptra_assets.assets.report_contents import declaration
 from dioptra_assets.records.croissant import _record, croissant
-from dioptra_assets.records.model_card import FAMILIES
+from dioptra_assets.records.model_card import FAMILIES, family
 from dioptra_assets.robustness.architectures import ARCHITECTURES as NETWORKS
 from dioptra_assets.robustness.report_document import schema
 from partitions.experiments import parse_experiment
@@ -89,6 +89,11 @@ def test_a_validator_would_have_seen_a_wrong_model_card(looking: Lab) -> None:
 
 def test_every_architecture_has_a_family_for_its_model_card() -> None:
     assert set(FAMILIES) == set(NETWORKS)
+
+
+def test_an_architecture_of_somebody_else_has_a_family_too() -> None:
+    assert family("le_net") == "convolutional neural network"
+    assert family("mine") == "neural network"
 
 
 def test_the_croissant_record_is_valid_and_has_the_hash_of_every_file_of_every_set(looking: Lab) -> None:
