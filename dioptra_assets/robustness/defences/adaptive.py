@@ -5,6 +5,7 @@ preprocessing defence is worth is told by an attack on the whole (Athalye et al.
 2020, arXiv 2002.08347), so its oblivious and its adaptive number belong side by side.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -64,13 +65,10 @@ class DefendedModel:
 
         images = tf.convert_to_tensor(images, tf.float32)
         if not self.defence.draws:
-            return self.model(_straight_through(self._transform, images), training=training)
+            return self.model(_straight_through(functools.partial(_same, self.defence), images), training=training)
         drawn = self._with_noise(images) if isinstance(self.defence, AddsNoise) else self._drawn(images)
         logits = self.model(drawn, training=training)
         return tf.reduce_mean(tf.reshape(logits, [self.eot_samples, -1, logits.shape[-1]]), axis=0)
-
-    def _transform(self, images: np.ndarray) -> np.ndarray:
-        return self.defence.transform(images, rows=np.zeros(len(images), np.int64), seed=0)
 
     def _with_noise(self, images: Any) -> Any:
         """All draws one after the other, [samples * rows, height, width, channels]."""
@@ -84,19 +82,28 @@ class DefendedModel:
         """As :meth:`_with_noise`, of any other defence that draws: forwards as it is, backwards the identity."""
         import tensorflow as tf
 
-        return _straight_through(self._draw, tf.tile(images, [self.eot_samples, 1, 1, 1]))
-
-    def _draw(self, images: np.ndarray) -> np.ndarray:
-        parts = np.split(images, self.eot_samples)
-        rows = (_keys(parts[0]) >> np.uint64(1)).astype(np.int64)
-        draws = zip(parts, self._seeds, strict=True)
-        return np.concatenate([self.defence.transform(part, rows=rows, seed=seed) for part, seed in draws])
+        draw = functools.partial(_draw, self.defence, self._seeds)
+        return _straight_through(draw, tf.tile(images, [self.eot_samples, 1, 1, 1]))
 
     def _noise(self, images: np.ndarray) -> np.ndarray:
         """float32 [samples, rows, height, width, channels]."""
         assert isinstance(self.defence, AddsNoise)
         keys = _keys(images)
         return np.stack([self.defence.noise(images.shape, keys=keys, seed=seed) for seed in self._seeds])
+
+
+def _same(defence: Defence, images: np.ndarray) -> np.ndarray:
+    """What a defence that does not draw makes of images."""
+    return defence.transform(images, rows=np.zeros(len(images), np.int64), seed=0)
+
+
+def _draw(defence: Defence, seeds: list[int], images: np.ndarray) -> np.ndarray:
+    """What a defence that draws makes of images that stand there once for each seed."""
+    parts = np.split(images, len(seeds))
+    rows = (_keys(parts[0]) >> np.uint64(1)).astype(np.int64)
+    return np.concatenate(
+        [defence.transform(part, rows=rows, seed=seed) for part, seed in zip(parts, seeds, strict=True)]
+    )
 
 
 def _keys(images: np.ndarray) -> np.ndarray:
@@ -148,7 +155,10 @@ def defended_model(model: Any, defence: Defence, seed: int, eot_samples: int = D
 
 
 def _straight_through(transform: Callable[[np.ndarray], np.ndarray], images: Any) -> Any:
-    """The transformed images, with the gradient of the identity."""
+    """The transformed images, with the gradient of the identity.
+
+    TensorFlow never lets go of a gradient that was named in a graph: `transform` must not hold a model.
+    """
     import tensorflow as tf
 
     @tf.custom_gradient

@@ -17,6 +17,7 @@ from dioptra_assets.robustness.defences import (
     SpatialSmoothing,
     defended_model,
 )
+from dioptra_assets.robustness.defences.adaptive import _draw
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.predictions import predict
 
@@ -179,7 +180,7 @@ class RandomShift(Defence, frozen=True, extra="forbid"):
 def test_any_defence_that_draws_is_faced_as_the_mean_over_its_draws(model: Any, digits: ImageSet) -> None:
     images = digits.to_numpy()[0][:20]
     adaptive = defended_model(model, RandomShift(), 0, 8)
-    drawn = adaptive._draw(np.tile(images, (8, 1, 1, 1))).reshape(8, *images.shape)
+    drawn = _draw(adaptive.defence, adaptive._seeds, np.tile(images, (8, 1, 1, 1))).reshape(8, *images.shape)
     assert len({draw.tobytes() for draw in drawn}) == 8, "every draw is another"
     logits = np.stack([np.asarray(model(draw)) for draw in drawn])
     np.testing.assert_allclose(np.asarray(adaptive(images)), logits.mean(axis=0), atol=1e-4)
