@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def code_server(code: Path, module: str, folder: str, location: str) -> list[str]:
     """The words of the server that loads the code, and loads it again when it is told to, at a socket."""
     words = ["dagster", "code-server", "start", "--socket", str(code), "--location-name", location]
+    # A machine that is busy for longer than the usual 30 s would lose the code.
+    words += ["--heartbeat-ttl", "600"]
     return [*words, "-m", module, "-d", str(Path(folder).resolve())]
 
 

@@ -1,5 +1,6 @@
 """The device a cell runs on."""
 
+import functools
 import os
 import re
 import sys
@@ -25,14 +26,20 @@ def device() -> str:
 def prepare_device() -> str:
     """Make TensorFlow share a GPU and repeat itself, and say what it runs on.
 
-    Called before a cell does any work with TensorFlow. Memory growth keeps one cell from taking a whole GPU. Where each
-    step has a process of its own, that process keeps one GPU of several for itself.
+    Called before a cell does any work with TensorFlow; after the first time it costs nothing. Memory growth keeps one
+    cell from taking a whole GPU. Where each step has a process of its own, that process keeps one GPU of several for
+    itself.
 
     Returns:
         `GPU NAME` or `CPU`.
     """
     if engine() == "multiprocess":
         take_slot(gpus_per_cell())
+    return _prepared()
+
+
+@functools.cache
+def _prepared() -> str:
     with _without_chatter():
         import tensorflow as tf
 

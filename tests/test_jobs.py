@@ -13,15 +13,13 @@ from typer.testing import CliRunner
 
 import dioptra_assets as da
 from dioptra_assets import cli
-from dioptra_assets.assets.cells import dynamic_dimension
 from dioptra_assets.assets.keyed_configs import keep_config
 from dioptra_assets.definitions import defs
 from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, parse_kwargs, parse_parameters, unused
 from dioptra_assets.jobs import JOB, OP, plan
-from dioptra_assets.launch import materialize_cell
 from partitions.dynamic_keys import is_short
 from partitions.image_sets import set_document, set_key, set_of
-from resources.cells import Cell, CellStore
+from resources.cells import CellStore
 from resources.tracking import Tracking
 from tests.conftest import ROOT, SETTINGS
 from tests.test_entry_points import DEMOS
@@ -168,25 +166,6 @@ def test_a_config_that_fits_no_key_is_run_kept_shown_and_run_again(workbench: Pa
             asset_selection=[dg.AssetKey(["workbench", "poisoning_config"])], partition_key=key, instance=instance
         )
     assert da.load("workbench/poisoning_config", attack=key) == config
-
-
-def test_the_config_of_a_short_key_is_found_by_every_process_and_never_another(workbench: Path):
-    given, store = documented("gen_poison_model"), CellStore(str(workbench / "store"))
-    steps = plan("gen_poison_model", parse_parameters("gen_poison_model", given), store, TRACKING)
-    key = steps[0].partition["config_key"]
-    assert steps[0].kept and len(key) < 50
-    keep_config(store, "workbench", key, steps[0].kept)
-    definitions = defs()
-    for step in [one for one in steps if key in one.partition.values()][:2]:
-        with dg.DagsterInstance.get() as instance:  # a process of its own would see as little of the one before
-            name = dynamic_dimension("workbench", *step.partition, step.family)
-            instance.add_dynamic_partitions(name, [key])
-            cell = Cell(f"workbench/{step.asset}", dict(step.partition))
-            assert materialize_cell(definitions, cell, instance=instance, store=store).computed
-    config = da.load("workbench/poisoning_config", attack=key)
-    assert (config.feature_layer, config.discriminator_layer_1_size, config.regularization_factor) == (-2, 64, 5)
-    assert da.load("workbench/keyed_config", config_key=key) == config.model_dump(mode="json")
-    assert metadata_of("workbench/poisoning_config", key)["config"].value["training_split"] == 0.9
 
 
 def test_a_key_whose_config_was_altered_is_refused(workbench: Path):

@@ -73,6 +73,7 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
         seed=seed,
         class_count=len(testing_set.class_names),
         progress=cell.progress("attacked"),
+        log=lambda sentence: cell.log(f"{cell.cell}: {sentence}"),
     )
     stored = write_image_set(
         cell.store,

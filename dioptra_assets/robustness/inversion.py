@@ -18,6 +18,7 @@ from dioptra_assets.robustness.attacks.base import _check_model as check_model
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.memory import MOST_AT_ONCE, rows_that_fit
 
 STOP_REASONS = ("max_iter", "threshold", "window")
 
@@ -60,7 +61,9 @@ class ModelInversion(BaseModel, frozen=True, extra="forbid"):
     classes: tuple[int, ...] | None = Field(
         default=None, description="The classes to invert (0-based); one number for one class. Left out: all."
     )
-    batch_size: int = Field(default=128, ge=1, strict=True, description="Classes inverted at once, at least 1.")
+    batch_size: int = Field(
+        default=128, ge=1, le=MOST_AT_ONCE, strict=True, description="Classes inverted at once, at least 1."
+    )
     seed: int | None = Field(
         default=None, ge=0, strict=True, description="Left out: derived from the experiment's seed and the cell."
     )
@@ -155,8 +158,9 @@ def invert(
     run = made_of(model, "miface", lambda: _compiled_miface(model, len(class_names)))
     images = np.empty((len(labels), *image_shape), np.float32)
     rows: list[pd.DataFrame] = []
-    for first in range(0, len(labels), config.batch_size):
-        batch = labels[first : first + config.batch_size]
+    at_once = rows_that_fit(model, config.batch_size)
+    for first in range(0, len(labels), at_once):
+        batch = labels[first : first + at_once]
         result = run(
             np.stack([begin(label) for label in batch.tolist()]),
             batch,

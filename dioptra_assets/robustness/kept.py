@@ -70,6 +70,11 @@ class KeptModels:
                 self._entries[id(entry.model)] = entry  # it is larger now
             return entry.made[key]
 
+    def bytes(self) -> int:
+        """About what all of them take."""
+        with self._lock:
+            return sum(entry.bytes() for entry in self._entries.values())
+
     def forget(self) -> None:
         """Keep nothing."""
         with self._lock:
@@ -94,6 +99,11 @@ def made_of(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
         make: makes it.
     """
     return _models.of(model, key, make)
+
+
+def held_bytes() -> int:
+    """About what the kept models take, with what was made of them."""
+    return _models.bytes()
 
 
 class Loaded(Generic[Key]):

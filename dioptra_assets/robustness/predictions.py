@@ -9,6 +9,7 @@ import pandas as pd
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import DEFAULT_BATCH_SIZE, ImageBatch, ImageSet
 from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.memory import rows_that_fit
 
 # Above this many classes a row of probabilities costs more than everything else in the table together.
 MAX_PROBABILITY_CLASSES = 100
@@ -23,7 +24,8 @@ def predict(model: Any, image_set: ImageSet, batch_size: int = DEFAULT_BATCH_SIZ
         model: a Keras model from float32 [rows, height, width, channels] in [0, 1] to logits [rows, classes], its
             classes in the order of `image_set.class_names`.
         image_set: at least one image.
-        batch_size: images a forward pass; the last batch may be smaller.
+        batch_size: images a forward pass, at most, and fewer where so many do not fit in memory (see
+            `robustness/memory.py`); the last batch may be smaller.
 
     Returns:
         One row per image, in the order of the set: `image_id` (str), `label` and `prediction` (int64), `confidence`
@@ -40,7 +42,7 @@ def predict(model: Any, image_set: ImageSet, batch_size: int = DEFAULT_BATCH_SIZ
     forward = _forward(model)
     tables: list[pd.DataFrame] = []
     non_finite: dict[str, list[str]] = {"pixels": [], "logits": []}
-    for batch in image_set.batches(batch_size):
+    for batch in image_set.batches(rows_that_fit(model, batch_size, gradients=False)):
         logits = forward(np.asarray(batch.images, np.float32))
         _check_width(logits, len(batch.index), image_set)
         # A pixel that is NaN can vanish in a maximum or a ReLU and leave finite logits, so both are looked at.

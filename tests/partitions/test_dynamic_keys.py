@@ -56,7 +56,7 @@ def read(key: str, section: str = "attacks", kept: Callable[[str], Any] = lambda
         ("fgm@eps=0.3@norm=2", FastGradientMethod(eps=0.3, norm=2)),
         ("fgm@eps=1", FastGradientMethod(eps=1.0)),
         ("fgm@eps=1e-05@minimal=true@eps_step=1e-05", FastGradientMethod(eps=1e-5, minimal=True, eps_step=1e-5)),
-        ("fgm@eps=1e20@norm=1", FastGradientMethod(eps=1e20, norm=1)),
+        ("fgm@eps=1e20@norm=2", FastGradientMethod(eps=1e20, norm=2)),
         ("fgm@targeted=true@target_class=3@eps=0.3", FastGradientMethod(targeted=True, target_class=3, eps=0.3)),
         ("pgd@eps=0.3@steps=7@random_starts=0", ProjectedGradientDescent(eps=0.3, steps=7, random_starts=0)),
         ("art@attack=DeepFool", AnyArtAttack(attack="DeepFool")),

@@ -91,6 +91,7 @@ def test_a_step_with_a_process_of_its_own_takes_a_slot_before_tensorflow_looks(
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config))
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(gpus, "_held", [])
+    monkeypatch.setattr(compute, "_prepared", compute._prepared.__wrapped__)
     for engine, sees in (("in_process", "made-up-0,made-up-1"), ("multiprocess", "made-up-0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "made-up-0,made-up-1")
         monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", engine)

@@ -1,9 +1,6 @@
 """Any evasion attack of the Adversarial Robustness Toolbox, by name."""
 
-import importlib.util
 import math
-import multiprocessing
-import sys
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -114,9 +111,6 @@ class AnyArtAttack(Attack, frozen=True, extra="forbid"):
 
         from art.attacks import evasion
 
-        # AutoAttack imports this package, which ART does not declare, for a pool of processes that is not used here.
-        if self.attack == "AutoAttack" and importlib.util.find_spec("multiprocess") is None:
-            sys.modules["multiprocess"] = multiprocessing
         make = getattr(evasion, self.attack)
         batch_size = ART_ATTACKS[self.attack].batch_size or self.batch_size
         ours = {"batch_size": batch_size, "verbose": False, "targeted": self.targeted}

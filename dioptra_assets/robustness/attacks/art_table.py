@@ -48,8 +48,6 @@ class ArtAttack:
 
 
 ART_ATTACKS: dict[str, ArtAttack] = {
-    # Its `targeted` adds targeted attacks in the service of an untargeted goal, and stays a parameter.
-    "AutoAttack": ArtAttack("white-box", "parameter", UNTARGETED, alone=True),
     "AutoConjugateGradient": ArtAttack("white-box", "parameter", alone=True),
     "AutoProjectedGradientDescent": ArtAttack("white-box", "parameter", alone=True),
     "BasicIterativeMethod": ArtAttack("white-box", "inf"),
@@ -89,6 +87,9 @@ LEFT_OUT: dict[str, str] = {
     "AdversarialPatchPyTorch": _PATCH,
     "AdversarialPatchTensorFlowV2": _PATCH,
     "AdversarialTexturePyTorch": "attacks trackers in video",
+    "AutoAttack": "is an ensemble of ART's own (DeepFool in place of FAB, no targeted APGD) whose numbers cannot be "
+    "compared with those published for AutoAttack; use AutoProjectedGradientDescent with each loss_type, or the method "
+    "pgd with loss dlr and several random_starts, and the method square beside it",
     "BrendelBethgeAttack": "needs the package numba",
     "CarliniWagnerASR": _SPEECH,
     "CompositeAdversarialAttackPyTorch": _TORCH,
@@ -122,7 +123,7 @@ LEFT_OUT: dict[str, str] = {
 }
 
 # Set by the config's own fields of that name, or without meaning here.
-NOT_PARAMETERS = {"batch_size", "verbose", "summary_writer", "parallel_pool_size"}
+NOT_PARAMETERS = {"batch_size", "verbose", "summary_writer", "targeted"}
 
 
 @functools.cache
@@ -139,7 +140,7 @@ def installed() -> dict[str, Any]:
     import art
     from art.attacks import evasion
 
-    attacks = {name: _parameters(name, getattr(evasion, name)) for name in ART_ATTACKS}
+    attacks = {name: _parameters(getattr(evasion, name)) for name in ART_ATTACKS}
     return {"art_version": art.__version__, "attacks": attacks}
 
 
@@ -150,13 +151,12 @@ def installed_names() -> set[str]:
     return {name for name, value in vars(evasion).items() if isinstance(value, type)}
 
 
-def _parameters(name: str, attack: type) -> dict[str, Any]:
+def _parameters(attack: type) -> dict[str, Any]:
     import inspect
 
     parameters = {}
-    untouched = NOT_PARAMETERS | (set() if name == "AutoAttack" else {"targeted"})
     for parameter in list(inspect.signature(attack).parameters.values())[1:]:
-        types = [] if parameter.name in untouched else _scalars(parameter.annotation)
+        types = [] if parameter.name in NOT_PARAMETERS else _scalars(parameter.annotation)
         if set(types) - {"None"}:
             infinite = parameter.default == float("inf")
             parameters[parameter.name] = {"types": types, "default": "inf" if infinite else parameter.default}

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, model_validator
 
+from dioptra_assets.robustness.attacks.compiled import compiled_margins
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
+from dioptra_assets.robustness.memory import MOST_AT_ONCE, halved, out_of_memory, rows_that_fit
 
 Knowledge = Literal["white-box", "black-box"]
 Goal = Literal["untargeted", "targeted"]
@@ -84,7 +86,9 @@ class AttackedBatch:
     Attributes:
         images: float32 [rows, height, width, channels] in [0, 1].
         index: the rows of the attacked set's index, with `target_class` (Int64, <NA> where the image was given no
-            target), `queries` (int64), `zero_gradient` (bool), and what the attack adds (see its docstring).
+            target), `queries` (int64), `zero_gradient` (bool), and what the attack adds (see its docstring). An image
+            that belongs to the target class already is not attacked: it has no zero gradient, and no queries but the
+            one that tells `found`, where the index has that column.
     """
 
     images: np.ndarray
@@ -105,7 +109,14 @@ class Attack(BaseModel, ABC, frozen=True, extra="forbid"):
     engine: Literal["compiled", "art"] = Field(
         default="compiled", description="compiled: the whole attack in one compiled function; art: the reference."
     )
-    batch_size: int = Field(default=256, ge=1, strict=True, description="Images attacked at once, at least 1.")
+    batch_size: int = Field(
+        default=256,
+        ge=1,
+        le=MOST_AT_ONCE,
+        strict=True,
+        description="Images attacked at once, at most; fewer where so many would not fit in memory. It changes no "
+        "result.",
+    )
     targeted: bool = Field(default=False, description="Drive images into one class instead of out of their own.")
     target_class: int | None = Field(
         default=None,
@@ -126,6 +137,10 @@ class Attack(BaseModel, ABC, frozen=True, extra="forbid"):
                 "target_class"
             )
         return self
+
+    def seeks(self) -> bool:
+        """Whether this attack looks for a success: its index then has the column `found`."""
+        return False
 
     @abstractmethod
     def threat_model(self) -> ThreatModel:
@@ -172,18 +187,22 @@ def perturb_set(
     seed: int,
     class_count: int,
     progress: Callable[[int, int], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Iterator[AttackedBatch]:
     """Attack every image of a set, a batch at a time: n in = n out, in the same order.
 
     Args:
-        attack: what to do; its `batch_size` is the size of the batches, the last of which may be smaller.
+        attack: what to do; its `batch_size` is the size of the batches, the last of which may be smaller, where so many
+            images fit in memory at once (see `robustness/memory.py`); else it is halved.
         model: a Keras model that gives logits.
         image_set: the images to attack. Never written to.
         seed: the seed of the cell, used unless the attack names its own.
         class_count: number of classes of the model.
         progress: called after each batch with the images done and the images in all.
+        log: told in a sentence where batches are smaller than `batch_size`.
 
     Raises:
+        MemoryError: or the like, as the backend has it, where not even one image fits.
         NonFiniteError: where an image, the model's logits, their gradient or an adversarial image is not finite; set
             and image ids are named.
         ValueError: when the model ends in a softmax, or attack, model and set do not fit together.
@@ -191,18 +210,83 @@ def perturb_set(
     attack.check_classes(class_count)
     _check_model(model, class_count)
     perturb = attack.prepare(model, seed=seed if attack.seed is None else attack.seed, class_count=class_count)
-    return _perturb_batches(attack, perturb, image_set, class_count, progress)
+    if attack.target_class is not None:
+        perturb = _sparing(attack, model, perturb, attack.target_class)
+    rows = rows_that_fit(model, attack.batch_size, gradients=attack.threat_model().knowledge == "white-box", log=log)
+    perturb = _halving(perturb, rows, log)
+    return _perturb_batches(attack, perturb, image_set, rows=rows, class_count=class_count, progress=progress)
+
+
+def _halving(perturb: PerturbBatch, rows: int, log: Callable[[str], None] | None) -> PerturbBatch:
+    """Perturb a batch in parts of half the rows as soon as it does not fit in memory, and those after it too."""
+
+    def perturb_parts(batch: AttackInput) -> Perturbed:
+        nonlocal rows
+        while True:
+            firsts = range(0, len(batch.images), rows)
+            try:
+                return _joined([perturb(batch.part(slice(first, first + rows))) for first in firsts])
+            except Exception as error:
+                if not out_of_memory(error) or rows == 1:
+                    raise
+                rows = halved(rows)
+                if log:
+                    log(f"a batch did not fit in memory: {rows} images at once from here on")
+
+    return perturb_parts
+
+
+def _joined(parts: list[Perturbed]) -> Perturbed:
+    if len(parts) == 1:
+        return parts[0]
+    return Perturbed(
+        images=np.concatenate([part.images for part in parts]),
+        queries=np.concatenate([part.queries for part in parts]),
+        zero_gradient=np.concatenate([part.zero_gradient for part in parts]),
+        finite=np.concatenate([part.finite for part in parts]),
+        columns={name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+    )
+
+
+def _sparing(attack: Attack, model: Any, perturb: PerturbBatch, target_class: int) -> PerturbBatch:
+    """Leave alone the images that belong to the target class; of those say alone whether the model sees it too."""
+    margins = compiled_margins(model, targeted=True) if attack.seeks() else None
+
+    def perturb_others(batch: AttackInput) -> Perturbed:
+        spared = batch.labels == target_class
+        others = np.flatnonzero(~spared)
+        if len(others) == len(spared):
+            return perturb(batch)
+        images, queries = batch.images.copy(), np.zeros(len(spared), np.int64)
+        zero, finite = np.zeros(len(spared), bool), np.ones(len(spared), bool)
+        columns: dict[str, np.ndarray] = {}
+        if len(others):
+            made = perturb(batch.part(others))
+            images[others], queries[others] = made.images, made.queries
+            zero[others], finite[others] = made.zero_gradient, made.finite
+            for name, values in made.columns.items():
+                columns[name] = np.zeros(len(spared), values.dtype)
+                columns[name][others] = values
+        if margins:
+            asked = margins(batch.images[spared], batch.goals[spared])
+            columns.setdefault("found", np.zeros(len(spared), bool))[spared] = asked["margin"] < 0
+            queries[spared], finite[spared] = 1, asked["finite"]
+        return Perturbed(images, queries, zero, finite, columns)
+
+    return perturb_others
 
 
 def _perturb_batches(
     attack: Attack,
     perturb: PerturbBatch,
     image_set: ImageSet,
+    *,
+    rows: int,
     class_count: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[AttackedBatch]:
     done = 0
-    for batch in image_set.batches(attack.batch_size):
+    for batch in image_set.batches(rows):
         images = np.array(batch.images, np.float32)  # a copy: no engine can then write into the set
         _check_pixels(images, batch, image_set.name)
         targets = attack.targets(batch.labels, class_count)
@@ -213,19 +297,13 @@ def _perturb_batches(
         _refuse_non_finite(
             _finite_rows(result.images), batch, f"{image_set.name}: non-finite adversarial image of {attack.method}"
         )
-        yield _attacked_batch(attack, batch, targets, result)
+        index = batch.index.assign(
+            target_class=targets, queries=result.queries, zero_gradient=result.zero_gradient, **result.columns
+        )
+        yield AttackedBatch(result.images.astype(np.float32, copy=False), index)
         done += len(batch.index)
         if progress is not None:
             progress(done, len(image_set))
-
-
-def _attacked_batch(attack: Attack, batch: ImageBatch, targets: pd.Series, result: Perturbed) -> AttackedBatch:
-    spared = targets.isna().to_numpy(bool) & attack.targeted
-    images = np.where(spared[:, None, None, None], batch.images, result.images).astype(np.float32, copy=False)
-    index = batch.index.assign(
-        target_class=targets, queries=result.queries, zero_gradient=result.zero_gradient, **result.columns
-    )
-    return AttackedBatch(images, index)
 
 
 def _check_pixels(images: np.ndarray, batch: ImageBatch, name: str) -> None:

@@ -70,6 +70,11 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
             raise ValueError(
                 f"eps is {eps:g} in the norm inf: at most 1 is allowed, pixels span [0, 1] (8 of 255 is 0.0314)"
             )
+        if norm == 1 and eps is not None and eps > 1:
+            raise ValueError(
+                f"eps is {eps:g} in the norm 1: at most 1 is allowed, a step changes one channel of one pixel, and "
+                "pixels span [0, 1]; for more use the norm 2"
+            )
         return norm
 
     @field_validator("minimal")
@@ -108,6 +113,10 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
             norm=str(self.norm),
             budget=f"L{self.norm} <= {self.eps:g}, pixels in [0, 1]",
         )
+
+    def seeks(self) -> bool:
+        """See the base class."""
+        return self.minimal
 
     def check_classes(self, class_count: int) -> None:
         """See the base class; refuses a loss too that needs more classes."""

@@ -1,19 +1,17 @@
 """Projected gradient descent and the basic iterative method."""
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from dioptra_assets.robustness.attacks import art_engine, compiled
+from dioptra_assets.robustness.attacks import art_engine
 from dioptra_assets.robustness.attacks.base import Attack, AttackInput, PerturbBatch, Perturbed, ThreatModel
+from dioptra_assets.robustness.attacks.climb import BallNorm, Climb, climb_all, climb_and_stop
 from dioptra_assets.robustness.attacks.fgm import parse_norm
-from dioptra_assets.robustness.attacks.losses import Loss, LossField, check_loss, loss_of
-from dioptra_assets.robustness.kept import made_of
-
-BallNorm = Literal["inf", 2]
+from dioptra_assets.robustness.attacks.losses import LossField, check_loss
 
 
 def parse_ball_norm(value: object) -> object:
@@ -58,6 +56,19 @@ class IterativeMethod(Attack, frozen=True, extra="forbid"):
         return eps_step
 
     loss: LossField = "cross_entropy"
+    early_stop: bool = Field(
+        default=False,
+        description="Let each image go at the first step at which it is where the attack wants it. Whatever falls to "
+        "all steps falls here too, most often in a fraction of the time, and what does not is the same image; but one "
+        "that fell stands just beyond the border, so it says less of other models (transfer) and of defences.",
+    )
+
+    @field_validator("early_stop")
+    @classmethod
+    def _early_stop_is_ours(cls, early_stop: bool, info: ValidationInfo) -> bool:
+        if early_stop and info.data.get("engine") == "art":
+            raise ValueError("early_stop is true with the engine art: use the engine compiled, ART takes all steps")
+        return early_stop
 
     def check_classes(self, class_count: int) -> None:
         """See the base class; refuses a loss too that needs more classes."""
@@ -83,6 +94,11 @@ class ProjectedGradientDescent(IterativeMethod, frozen=True, extra="forbid"):
     position in the set alone, and further starts leave those before them as they are. Of several starts each image
     keeps the one that succeeds, and among those that do, or where none does, the one with the highest loss (targeted:
     the lowest). One query is a loss with its gradient; where there are several starts, one more judges each result.
+
+    With `early_stop` an image is done with the first iterate, its start included, that is classified as wanted (by more
+    than the rounding of a forward pass), and with its first start that gets there; only the others are asked for
+    further, and `queries` counts what each was asked for. The last iterate of an image may be classified right where
+    one before it was not, so an attack that stops is never weaker, image by image, on the model it attacks.
 
     The norm 1 is left out: its ball meets the box of the pixels in a corner that neither the steepest pixel nor the
     projection on the ball alone makes good use of (Croce & Hein 2021, arXiv 2103.01208).
@@ -134,7 +150,8 @@ class BasicIterativeMethod(IterativeMethod, frozen=True, extra="forbid"):
     """The fast gradient sign method in several small steps (Kurakin et al. 2017, arXiv 1607.02533, section 2.2).
 
     Projected gradient descent in Linf that starts at the image; nothing is drawn at random. The result is the last
-    iterate, as in the paper and in ART. One query is a loss with its gradient.
+    iterate, as in the paper and in ART, or with `early_stop` the first that is classified as wanted. One query is a
+    loss with its gradient.
     """
 
     method: Literal["bim"] = "bim"
@@ -152,62 +169,6 @@ class BasicIterativeMethod(IterativeMethod, frozen=True, extra="forbid"):
         return _prepare(self, model, "inf", 0, seed=seed, class_count=class_count)
 
 
-def climb(
-    model: Any,
-    images: compiled.Tensor,
-    goals: compiled.Tensor,
-    labels: compiled.Tensor,
-    starts: compiled.Tensor,
-    *,
-    eps: compiled.Tensor,
-    eps_step: compiled.Tensor,
-    steps: compiled.Tensor,
-    norm: BallNorm,
-    loss: Loss,
-    targeted: bool,
-    class_count: int,
-) -> tuple[compiled.Tensor, compiled.Tensor, compiled.Tensor]:
-    """Projected gradient descent on backend tensors, to be called within a compiled function.
-
-    Args:
-        model: gives logits.
-        images: float32 [rows, height, width, channels] in [0, 1]: the centres of the balls.
-        goals: int32 [rows]: the class to reach where targeted, else the class to leave.
-        labels: int32 [rows]: the true class.
-        starts: float32, shaped as the images: where the first step starts.
-        eps: radius of the ball, a number or [rows].
-        eps_step: size of one step, a number or [rows].
-        steps: how many, an int32 scalar.
-        norm: of the ball.
-        loss: what is climbed.
-        targeted: lower the loss towards the goal instead of raising it.
-        class_count: number of classes.
-
-    Returns:
-        The last iterates, float32 shaped as the images; whether an image's gradient was zero at every step, and whether
-        all its gradients and logits were finite, bool [rows].
-    """
-    ops = compiled.keras_ops()
-    climbed = loss_of(loss, goals, labels, class_count, targeted=targeted)
-
-    def unfinished(step: Any, adversarial: Any, zero: Any, finite: Any) -> Any:
-        return step < steps
-
-    def one_step(step: Any, adversarial: Any, zero: Any, finite: Any) -> Any:
-        slope, logits = compiled.loss_gradient(model, adversarial, goals, class_count, climbed)
-        direction = compiled.steepest(-slope if targeted else slope, norm)
-        zero = ops.logical_and(zero, compiled.all_of(ops.equal(slope, 0.0)))
-        finite = ops.logical_and(finite, compiled.all_of(ops.isfinite(slope)))
-        finite = ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=1))
-        moved = compiled.move_on(adversarial, images, direction, step=eps_step, eps=eps, norm=norm)
-        return step + 1, moved, zero, finite
-
-    true = ops.ones_like(goals, dtype="bool")
-    begin = (ops.convert_to_tensor(0, dtype="int32"), starts, true, true)
-    _, adversarial, zero, finite = ops.while_loop(unfinished, one_step, begin)
-    return adversarial, zero, finite
-
-
 def _threat_model(attack: IterativeMethod, norm: BallNorm) -> ThreatModel:
     return ThreatModel(
         nist_class="evasion",
@@ -223,20 +184,34 @@ def _prepare(
 ) -> PerturbBatch:
     if attack.engine == "art":
         return art_engine.prepare(model, class_count, lambda classifier: _art(attack, classifier, norm))
-    run = _compiled_pgd(model, class_count, norm, loss=attack.loss, targeted=attack.targeted, judged=random_starts > 1)
+    several, stops = random_starts > 1, attack.early_stop
+    climb = Climb(
+        class_count, norm, loss=attack.loss, targeted=attack.targeted, judged=several and not stops, stops=stops
+    )
+    run = climb.of(model)
+    judge = replace(climb, judged=True, stops=False).of(model) if several and stops else None
+    size = (attack.eps, attack.step_size, attack.steps)
+
+    def ascend(batch: AttackInput, starts: np.ndarray) -> dict[str, np.ndarray]:
+        return climb_and_stop(run, batch, starts, size, judge) if stops else climb_all(run, batch, starts, size)
 
     def perturb(batch: AttackInput) -> Perturbed:
         rows = len(batch.images)
-        sizes = np.full((rows, 3), (attack.eps, attack.step_size, attack.steps), compiled.wide())
         generators = [np.random.default_rng([seed, position]) for position in batch.positions.tolist() if random_starts]
         best: dict[str, np.ndarray] = {}
+        going = np.arange(rows)
         for _ in range(max(1, random_starts)):
-            starts = _random_starts(generators, batch.images, attack.eps, norm) if generators else batch.images
-            best = _better(best, run(batch.images, batch.goals, batch.labels, starts, sizes))
-        queries = max(1, random_starts) * (attack.steps + (random_starts > 1))
+            part = batch.part(going)
+            drawing = [generators[row] for row in going.tolist() if random_starts]
+            starts = _random_starts(drawing, part.images, attack.eps, norm) if drawing else part.images
+            best = _better(best, ascend(part, starts), going)
+            if judge:
+                going = np.flatnonzero(~best["success"] & best["finite"])
+                if not len(going):
+                    break
         return Perturbed(
             images=best["images"],
-            queries=np.full(rows, queries, np.int64),
+            queries=best["queries"],
             zero_gradient=best["zero_gradient"],
             finite=best["finite"],
         )
@@ -274,63 +249,21 @@ def _within_ball(generator: np.random.Generator, shape: tuple[int, ...], norm: B
     return point * generator.random() ** (1 / point.size) / np.linalg.norm(point)
 
 
-def _better(best: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of two results, for each image the one that succeeds, then the one with the higher gain; the first of equals."""
+def _better(best: dict[str, np.ndarray], new: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The best so far, where `rows` of it have a new result.
+
+    Of two results each image has the one that succeeds, then the one with the higher gain; the first of equals.
+    """
     if not best:
         return new
-    higher = np.where(new["success"] == best["success"], new["gain"] > best["gain"], new["success"])
+    old = {name: value[rows] for name, value in best.items()}
+    higher = np.where(new["success"] == old["success"], new["gain"] > old["gain"], new["success"])
     kept = {
-        name: np.where(higher.reshape(-1, *[1] * (value.ndim - 1)), new[name], value) for name, value in best.items()
+        name: np.where(higher.reshape(-1, *[1] * (value.ndim - 1)), new[name], value) for name, value in old.items()
     }
-    return kept | {name: best[name] & new[name] for name in ("zero_gradient", "finite")}
-
-
-def _compiled_pgd(
-    model: Any, class_count: int, norm: BallNorm, *, loss: Loss, targeted: bool, judged: bool
-) -> Callable[..., dict[str, np.ndarray]]:
-    """The attack as a function of arrays (images, goals, labels, starts, sizes).
-
-    A row of sizes is (eps, eps_step, steps), and all rows have the same steps. Compiled once for a model: the attacks
-    of a sweep differ in the sizes alone. With `judged` it also gives each image's `success` and `gain` (the loss,
-    negated where targeted), at one more query.
-    """
-    key = "pgd", class_count, norm, loss, targeted, judged
-    return made_of(
-        model, key, lambda: _compile_pgd(model, class_count, norm, loss=loss, targeted=targeted, judged=judged)
-    )
-
-
-def _compile_pgd(
-    model: Any, class_count: int, norm: BallNorm, *, loss: Loss, targeted: bool, judged: bool
-) -> Callable[..., dict[str, np.ndarray]]:
-    ops = compiled.keras_ops()
-
-    def pgd(images: Any, goals: Any, labels: Any, starts: Any, sizes: Any) -> dict[str, compiled.Tensor]:
-        adversarial, zero, finite = climb(
-            model,
-            images,
-            goals,
-            labels,
-            starts,
-            eps=sizes[:, 0],
-            eps_step=sizes[:, 1],
-            steps=ops.cast(sizes[0, 2], "int32"),
-            norm=norm,
-            loss=loss,
-            targeted=targeted,
-            class_count=class_count,
-        )
-        results = {"images": adversarial, "zero_gradient": zero, "finite": finite}
-        return results | judge(adversarial, goals, labels, finite) if judged else results
-
-    def judge(adversarial: Any, goals: Any, labels: Any, finite: Any) -> dict[str, compiled.Tensor]:
-        logits = compiled.logits_of(model, adversarial)
-        at_goal = ops.equal(ops.cast(ops.argmax(logits, axis=1), "int32"), goals)
-        climbed = loss_of(loss, goals, labels, class_count, targeted=targeted)(logits)
-        return {
-            "success": at_goal if targeted else ops.logical_not(at_goal),
-            "gain": -climbed if targeted else climbed,
-            "finite": ops.logical_and(finite, ops.all(ops.isfinite(logits), axis=1)),
-        }
-
-    return compiled.compile_batches(pgd)
+    kept |= {name: old[name] & new[name] for name in ("zero_gradient", "finite")}
+    kept["queries"] = old["queries"] + new["queries"]
+    merged = {name: value.copy() for name, value in best.items()}
+    for name, value in kept.items():
+        merged[name][rows] = value
+    return merged

@@ -62,6 +62,7 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
     population: int | None = Field(
         default=None,
         ge=5,
+        le=1_000_000,
         strict=True,
         description="Candidates a generation, at least 5. Left out, with n numbers searched for: 4 + 3 ln n with es 0, "
         "about 400 and at least n with es 1.",
@@ -76,6 +77,10 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
                 "remove population"
             )
         return population
+
+    def seeks(self) -> bool:
+        """See the base class."""
+        return True
 
     @abstractmethod
     def changes(self, image_shape: tuple[int, int, int]) -> Changes:

@@ -52,6 +52,10 @@ class SquareAttack(Attack, frozen=True, extra="forbid"):
     )
     p_init: float = Field(default=0.8, gt=0, le=1, description="Share of the image that the first squares cover.")
 
+    def seeks(self) -> bool:
+        """See the base class."""
+        return True
+
     def threat_model(self) -> ThreatModel:
         """Black-box evasion within `eps` of Linf, from logits."""
         return ThreatModel(

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,13 @@ class Defence(BaseModel, ABC, frozen=True, extra="forbid"):
 
     A subclass sets `method` to its own name and says what becomes of an image; where that is done, to the images a
     model is fitted on or to those it predicts, is seen to here.
+
+    Attributes:
+        draws: whether `transform` draws at random, so that another seed gives other images. An adaptive attack then
+            faces the mean over many draws.
     """
+
+    draws: ClassVar[bool] = False
 
     method: str
     apply_fit: bool = Field(default=False, description="Defend the training data that a model is fitted on.")
@@ -79,6 +86,15 @@ class Defence(BaseModel, ABC, frozen=True, extra="forbid"):
         copied = np.isin(rows, self.copied_rows(total, seed))
         copies = self.transform(images[copied], rows=rows[copied], seed=seed)
         return np.concatenate([images, copies]), np.concatenate([labels, labels[copied]])
+
+
+@runtime_checkable
+class AddsNoise(Protocol):
+    """A defence that adds noise and clips: what it draws does not depend on the image, so its gradient is known."""
+
+    def noise(self, shape: tuple[int, ...], *, keys: np.ndarray, seed: int) -> np.ndarray:
+        """Noise for a batch of `shape`, float32: each row its own stream, told by `seed` and its key (uint64)."""
+        ...
 
 
 def defend_set(

@@ -1,7 +1,7 @@
 """Gaussian augmentation: normally distributed noise on the pixels."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
@@ -16,6 +16,8 @@ class GaussianAugmentation(Defence, frozen=True, extra="forbid"):
     `perform_data_augmentation` stay as they are and get noisy copies of `ratio` of them, drawn without replacement,
     beside them. An image's noise depends on the seed and on its position in the set alone.
     """
+
+    draws: ClassVar[bool] = True
 
     method: Literal["gaussian_augmentation"] = "gaussian_augmentation"
     sigma: float = Field(

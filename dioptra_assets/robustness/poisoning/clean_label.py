@@ -9,6 +9,7 @@ from dioptra_assets.robustness.attacks.base import AttackInput, ThreatModel
 from dioptra_assets.robustness.attacks.base import _check_model as check_model
 from dioptra_assets.robustness.attacks.pgd import BallNorm, ProjectedGradientDescent, parse_ball_norm
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.memory import MOST_AT_ONCE
 from dioptra_assets.robustness.poisoning.base import PoisonImages, Poisoning
 
 
@@ -40,7 +41,9 @@ class CleanLabelBackdoor(Poisoning, frozen=True, extra="forbid"):
         default=0.1, gt=0, allow_inf_nan=False, description="Length of a step, above 0, in the norm."
     )
     steps: int = Field(default=200, ge=1, le=100_000, strict=True, description="Steps up the gradient, at least 1.")
-    batch_size: int = Field(default=256, ge=1, strict=True, description="Images perturbed at once, at least 1.")
+    batch_size: int = Field(
+        default=256, ge=1, le=MOST_AT_ONCE, strict=True, description="Images perturbed at once, at least 1."
+    )
     proxy_architecture: str | None = Field(
         default=None,
         description="Architecture key of the model that images are perturbed against. Left out: the first there is.",

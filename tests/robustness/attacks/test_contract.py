@@ -82,8 +82,18 @@ CASES = {
     "pgd dlr of two starts": Case(
         {"method": "pgd", "eps": 0.2, "steps": 5, "loss": "dlr", "random_starts": 2}, np.inf, 0.1, drawn=True
     ),
+    "pgd that stops, of two starts": Case(
+        {"method": "pgd", "eps": 0.2, "steps": 5, "random_starts": 2, "early_stop": True}, np.inf, 0.1, drawn=True
+    ),
     "square": Case(
         {"method": "square", "eps": 0.25, "max_queries": 100}, np.inf, 0.1, gradients=False, added=("found",)
+    ),
+    "square target 3": Case(
+        {"method": "square", "eps": 0.3, "max_queries": 60, "targeted": True, "target_class": 3},
+        np.inf,
+        0.5,
+        gradients=False,
+        added=("found",),
     ),
     "square targeted": Case(
         {"method": "square", "eps": 0.3, "max_queries": 100, "targeted": True},
@@ -209,8 +219,11 @@ def test_the_index_is_complete(case: Case, run: Run) -> None:
         "bool",
         "Int64",
     ]
-    assert run.index["queries"].min() >= 1
-    assert run.index["target_class"].notna().any() == attack_of(case).targeted
+    attack = attack_of(case)
+    spared = run.index["target_class"].isna() & attack.targeted
+    assert run.index["queries"][~spared].min() >= 1
+    assert run.index["queries"][spared].eq(int(attack.seeks())).all()
+    assert run.index["target_class"].notna().any() == attack.targeted
     assert not (run.index["target_class"] == run.index["label"]).any()
 
 
@@ -254,6 +267,7 @@ def test_a_config_survives_json_and_cannot_be_changed(case: Case) -> None:
         ({"epsilon": 0.1}, "epsilon"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 2.5}, "batch_size"),
+        ({"batch_size": 10**12}, "batch_size"),
         ({"engine": "torch"}, "engine"),
         ({"seed": -1}, "seed"),
         ({"target_class": -1, "targeted": True}, "target_class"),
@@ -328,11 +342,38 @@ def test_pixels_out_of_the_box_are_refused(case: Case, dense_model: Any) -> None
         attack_all(attack_of(case), dense_model, bytes_of)
 
 
+def test_an_image_of_the_target_class_is_not_attacked_and_is_found_if_the_model_sees_that_class(
+    case: Case, dense_model: Any, digits: ImageSet
+) -> None:
+    attack = attack_of(case)
+    images, labels = digits.to_numpy()
+    # A class that the model mistakes, told to the attack as the true one of every other image.
+    seen = predict(dense_model, images)
+    wrongly = np.where(np.arange(len(labels)) % 2, 3, (seen + 1) % 10)
+    told = ImageSet.from_arrays(images[:40], wrongly[:40], digits.class_names)
+    if attack.target_class is None:
+        pytest.skip("aims at another class for every image")
+    adversarial, index = attack_all(attack, dense_model, told)
+    spared = wrongly[:40] == 3
+    assert 20 <= spared.sum() < 40
+    assert np.array_equal(adversarial[spared], images[:40][spared])
+    assert index["target_class"].isna().tolist() == spared.tolist()
+    assert set(index["queries"][spared]) == {int(attack.seeks())}
+    assert not index["zero_gradient"][spared].any()
+    if attack.seeks():
+        assert index["found"][spared].tolist() == (seen[:40][spared] == 3).tolist()
+        assert not index["found"][spared].all()
+    whole = ImageSet.from_arrays(images[:5], [3] * 5, digits.class_names)
+    assert np.array_equal(attack_all(attack, dense_model, whole)[0], images[:5])
+
+
 def test_images_without_a_gradient_are_counted(case: Case, digits: ImageSet) -> None:
     if not case.gradients:
         pytest.skip("not steered by gradients")
     adversarial, index = attack_all(attack_of(case), linear_model(np.zeros((64, 10))), digits)
-    assert index["zero_gradient"].all()
+    attacked = index["target_class"].notna() | (not attack_of(case).targeted)
+    assert index["zero_gradient"][attacked].all()
+    assert not index["zero_gradient"][~attacked].any()
     assert np.array_equal(adversarial, digits.to_numpy()[0]) != case.drawn
 
 

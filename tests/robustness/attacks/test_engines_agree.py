@@ -34,7 +34,7 @@ def assert_moved(adversarial: np.ndarray, images: ImageSet, least: float) -> Non
         ("inf", 0.03, {"targeted": True}),
         ("inf", 0.3, {"targeted": True, "target_class": 3}),
         (1, 0.7, {}),
-        (1, 3.0, {"targeted": True}),
+        (1, 0.9, {"targeted": True}),
         (2, 0.5, {}),
         (2, 2.0, {"targeted": True}),
         (2, 0.5, {"targeted": True, "target_class": 3}),

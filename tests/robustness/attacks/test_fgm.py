@@ -146,6 +146,7 @@ def test_norms_are_read_however_yaml_writes_them(norm: Any) -> None:
         ({"eps": 0.1, "norm": "l2"}, r"norm is 'l2': allowed are inf, 1 and 2"),
         ({"eps": 0.1, "norm": True}, r"norm is True: allowed are inf, 1 and 2"),
         ({"eps": 8}, r"eps is 8 in the norm inf: at most 1 is allowed"),
+        ({"eps": 1.5, "norm": 1}, r"eps is 1.5 in the norm 1: at most 1 is allowed, a step changes one channel of one"),
         ({"eps": 0.05, "minimal": 1}, r"eps_step is 0.1, but eps is 0.05: with minimal at most eps is allowed"),
         ({"eps": 1, "minimal": 1, "eps_step": 1e-5}, r"eps_step is 1e-05, .*at least 0.001 is allowed"),
         ({"eps": 0.1, "eps_step": 0}, r"eps_step\n.*greater than 0"),

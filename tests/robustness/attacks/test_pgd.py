@@ -10,6 +10,7 @@ from dioptra_assets.robustness.attacks import (
     BasicIterativeMethod,
     FastGradientMethod,
     ProjectedGradientDescent,
+    compiled,
     parse_attack,
     pgd,
 )
@@ -91,6 +92,7 @@ def test_further_starts_keep_every_success_of_the_first_ones(conv_model: Any, di
 def test_the_best_of_two_results_succeeds_and_then_has_the_higher_gain() -> None:
     def result(success: list[bool], gain: list[float], value: float) -> dict[str, np.ndarray]:
         return {
+            "queries": np.full(4, 3),
             "images": np.full((4, 2, 2, 1), value),
             "success": np.array(success),
             "gain": np.array(gain),
@@ -98,7 +100,8 @@ def test_the_best_of_two_results_succeeds_and_then_has_the_higher_gain() -> None
         } | {"zero_gradient": np.array([True, True, value == 0, False])}
 
     first = result([False, True, True, False], [1, 1, 1, 1], 0)
-    best = pgd._better(first, result([True, False, True, False], [0, 5, 2, 1], 1))
+    best = pgd._better(first, result([True, False, True, False], [0, 5, 2, 1], 1), np.arange(4))
+    assert best["queries"].tolist() == [6] * 4
     assert best["images"][:, 0, 0, 0].tolist() == [1, 0, 1, 0]
     assert best["gain"].tolist() == [0, 1, 2, 1]
     assert best["finite"].tolist() == [True, False, True, True]
@@ -133,8 +136,8 @@ def test_a_sweep_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ImageSet.from_arrays(np.full((2, 4, 4, 1), 0.5), [0, 1], "abc"),
     )
     compiles: list[Any] = []
-    compile_batches = pgd.compiled.compile_batches
-    monkeypatch.setattr(pgd.compiled, "compile_batches", lambda f: compiles.append(f) or compile_batches(f))
+    compile_batches = compiled.compile_batches
+    monkeypatch.setattr(compiled, "compile_batches", lambda f: compiles.append(f) or compile_batches(f))
     for eps, steps in ((0.1, 3), (0.2, 3), (0.2, 6)):
         attack_all(BasicIterativeMethod(eps=eps, steps=steps), model, images)
     assert len(compiles) == 1
@@ -160,6 +163,10 @@ def test_left_out_a_step_is_two_and_a_half_times_its_share_of_eps() -> None:
         ({"method": "pgd", "eps": 0.1, "eps_step": 0}, r"eps_step\n.*greater than 0"),
         ({"method": "pgd", "eps": 0.3, "eps_step": 0.01, "steps": 7}, r"7 such steps reach 0.07.*at least 0.04"),
         ({"method": "pgd", "eps": 0.1, "random_starts": -1}, r"random_starts\n.*greater than or equal to 0"),
+        (
+            {"method": "pgd", "eps": 0.1, "engine": "art", "random_starts": 0, "early_stop": True},
+            r"early_stop is true with the engine art: use the engine compiled",
+        ),
         ({"method": "pgd", "eps": 0.1, "engine": "art"}, r"random_starts is 1 with the engine art: set it to 0"),
     ],
 )

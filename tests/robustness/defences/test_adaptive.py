@@ -1,6 +1,6 @@
 """Model and defence attacked together."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -17,6 +17,7 @@ from dioptra_assets.robustness.defences import (
     SpatialSmoothing,
     defended_model,
 )
+from dioptra_assets.robustness.defences.adaptive import _draw
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.predictions import predict
 
@@ -117,14 +118,17 @@ def test_the_gradient_passes_through_jpeg_as_through_the_identity(model: Any, di
     assert np.abs(behind).max() > 0.1
 
 
-def sampled_gradients(model: Any, images: np.ndarray, noise: np.ndarray, direction: np.ndarray) -> np.ndarray:
+def sampled_gradients(
+    model: Any, images: np.ndarray, noise: np.ndarray, direction: np.ndarray, *, clipped: bool = True
+) -> np.ndarray:
     """Gradient of the logits along `direction`, one draw of the noise after the other."""
     gradients = []
     for draw in noise:
         with tf.GradientTape() as tape:
             x = tf.constant(images)
             tape.watch(x)
-            value = tf.reduce_sum(model(tf.clip_by_value(x + draw, 0.0, 1.0)) * direction)
+            drawn = tf.clip_by_value(x + draw, 0.0, 1.0) if clipped else x + draw
+            value = tf.reduce_sum(model(drawn) * direction)
         gradients.append(np.asarray(tape.gradient(value, x)))
     return np.stack(gradients)
 
@@ -154,6 +158,41 @@ def test_the_loss_rises_along_the_mean_of_sampled_loss_gradients(model: Any, dig
     mean, ours = np.mean(sampled, axis=0).reshape(120, -1), np.asarray(gradient).reshape(120, -1)
     cosine = (mean * ours).sum(axis=1) / np.linalg.norm(mean, axis=1) / np.linalg.norm(ours, axis=1)
     assert np.median(cosine) > 0.8
+
+
+class RandomShift(Defence, frozen=True, extra="forbid"):
+    """A made-up defence that draws: every image is moved sideways by up to two pixels."""
+
+    draws: ClassVar[bool] = True
+
+    method: str = "random_shift"
+
+    def describe(self) -> str:
+        """See the base class."""
+        return "moved sideways"
+
+    def transform(self, images: np.ndarray, *, rows: np.ndarray, seed: int) -> np.ndarray:
+        """See the base class."""
+        moves = [int(np.random.default_rng([seed, row]).integers(-2, 3)) for row in rows.tolist()]
+        return np.stack([np.roll(image, move, axis=1) for image, move in zip(images, moves, strict=True)])
+
+
+def test_any_defence_that_draws_is_faced_as_the_mean_over_its_draws(model: Any, digits: ImageSet) -> None:
+    images = digits.to_numpy()[0][:20]
+    adaptive = defended_model(model, RandomShift(), 0, 8)
+    drawn = _draw(adaptive.defence, adaptive._seeds, np.tile(images, (8, 1, 1, 1))).reshape(8, *images.shape)
+    assert len({draw.tobytes() for draw in drawn}) == 8, "every draw is another"
+    logits = np.stack([np.asarray(model(draw)) for draw in drawn])
+    np.testing.assert_allclose(np.asarray(adaptive(images)), logits.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(np.asarray(adaptive(images[5:])), np.asarray(adaptive(images))[5:], atol=1e-4)
+    assert not np.allclose(np.asarray(adaptive(images + np.float32(0.01))), np.asarray(adaptive(images)), atol=1e-3)
+    direction = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        x = tf.constant(images)
+        tape.watch(x)
+        value = tf.reduce_sum(adaptive(x) * direction)
+    each = sampled_gradients(model, images, drawn - images, direction, clipped=False)
+    np.testing.assert_allclose(np.asarray(tape.gradient(value, x)), each.mean(axis=0), atol=1e-4)
 
 
 def test_the_draws_are_new_for_new_pixels_the_same_in_any_batch_and_not_those_of_the_defended_set() -> None:
