@@ -12,13 +12,15 @@ from partitions.experiment_files import check_files, read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
 from resources.executors import executor
+from resources.own_mlflow import own_mlflow
 from resources.store import StoreResource
 from resources.tracking import Tracking
 
 
-def resource_definitions() -> dict[str, dg.ConfigurableResource]:
-    """The store and MLflow, where the settings say they are."""
+def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.ResourceDefinition]:
+    """The store and MLflow, where the settings say they are; `mlflow` is for the ops and assets of users."""
     return {
+        "mlflow": own_mlflow,
         "store": StoreResource(url=home.store_url()),
         "tracking": Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location()),
     }

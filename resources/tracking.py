@@ -114,6 +114,16 @@ class Tracking(dg.ConfigurableResource):
         """
         self._connect()
 
+    def require_experiment(self, name: str) -> str:
+        """The id of an MLflow experiment, created (or restored from MLflow's bin) when it is not there.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        client = self._connect()
+        with self.reaching(f"opening experiment {name!r}"):
+            return self._experiment_id(client, name)
+
     @contextmanager
     def run(
         self, experiment: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]
