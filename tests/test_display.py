@@ -1,13 +1,12 @@
 """What a launch says while it works: in a terminal and without one."""
 
 import io
-import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from dioptra_assets import progress
+from dioptra_assets import display, progress
 from dioptra_assets.display import line, showing
 from dioptra_assets.launch import materialize_experiment
 from resources import home
@@ -62,39 +61,47 @@ def test_a_time_is_said_as_people_say_it(seconds: float | None, said: str) -> No
     assert progress.clock(seconds) == said
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, folder: Path, *, terminal: bool) -> str:
-    for name in SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DAGSTER_HOME", str(folder))
-    shutil.copy(ROOT / "dagster.yaml", folder)
+def shown(*, terminal: bool) -> str:
     file = io.StringIO()
-    with showing(Console(file=file, force_terminal=terminal, width=100)), home.instance() as instance:
-        materialize_experiment(made_up.defs(), "made_up", instance=instance, store=CellStore(home.store_url()))
+    with showing(Console(file=file, force_terminal=terminal, width=100)), progress.board() as shown:
+        shown.expected = {"made_up/training_set": 1, "made_up/model": 2, "made_up/report": 0}
+        for asset, cells in shown.expected.copy().items():
+            progress.begin(asset, cells)
+            for _ in range(cells):
+                progress.said(f"{asset}/le_net", "epoch 1 of 2", 0.5)
+                progress.ended()
     return file.getvalue()
 
 
-def test_without_a_terminal_there_is_a_plain_line_for_each_asset(
+def test_without_a_terminal_there_is_a_plain_line_for_each_asset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "LINE_SECONDS", 1e9)
+    said = shown(terminal=False)
+    assert "\r" not in said and "\x1b" not in said
+    assert [text.split(", ")[0] for text in said.splitlines()] == [
+        "made_up/training_set: computing 1 cell; 0 of 3 cells done in all",
+        "made_up/model: computing 2 cells; 1 of 3 cells done in all",
+    ]
+
+
+def test_in_a_terminal_it_is_shown_live_and_each_asset_leaves_a_line() -> None:
+    said = shown(terminal=True)
+    assert "made_up/training_set: 1 cell in " in said
+    assert "made_up/model: 2 cells in " in said
+    assert said.index("\x1b[?25l") < said.rindex("\x1b[?25h"), "the cursor is hidden, and shown again"
+
+
+def test_what_a_step_writes_is_in_the_log_of_its_run_and_not_in_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = shown(monkeypatch, tmp_path, terminal=False)
-    assert "\r" not in said and "\x1b" not in said
-    assert [text.split(";")[0] for text in said.splitlines()] == [
-        "made_up/testing_set: computing 1 cell",
-        "made_up/training_set: computing 1 cell",
-        "made_up/model: computing 2 cells",
-        "made_up/adversarial_set: computing 4 cells",
-    ]
-    assert "; 4 of 8 cells done in all, " in said.splitlines()[-1]
-    out, err = capfd.readouterr()
-    assert (out, err) == ("", ""), "what steps write is in the log of their run"
-    logs = [path.read_text() for path in (tmp_path / "storage").rglob("*.out")]
-    assert any("what made_up/model/le_net writes to stdout" in text for text in logs)
-
-
-def test_in_a_terminal_it_is_shown_live_and_each_asset_leaves_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = shown(monkeypatch, tmp_path, terminal=True)
-    assert "made_up/model: 2 cells in " in said
-    assert "made_up/adversarial_set: 4 cells in " in said
-    assert said.rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in said, "the cursor is shown again"
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with home.instance() as instance:
+        launched = materialize_experiment(
+            made_up.defs(), "made_up", instance=instance, store=CellStore(home.store_url()), assets=["training_set"]
+        )
+    assert [cell.path for cell in launched.computed] == ["made_up/training_set"]
+    assert capfd.readouterr() == ("", "")
+    written = [path.read_text() for path in (tmp_path / "storage").rglob("*.out")]
+    assert any("what made_up/training_set writes to stdout" in text for text in written)
+    assert (tmp_path / "dagster.yaml").read_text() == (ROOT / "dagster.yaml").read_text(), "the project's settings"
