@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from dioptra_assets.selection import SelectionError, expected, select
-from tests import made_up
+from tests import made_up_cells as made_up
 
 ORDER = ("training_set", "testing_set", "model", "adversarial_set")
 KEYS = [dg.AssetKey(["made_up", name]) for name in ORDER]

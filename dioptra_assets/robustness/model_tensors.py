@@ -59,7 +59,8 @@ def _sizes(model: Any) -> Iterator[tuple[str, int]]:
             continue
         seen.add(id(current))
         pending += [layer for layer in getattr(current, "layers", ()) if hasattr(layer, "layers")]
-        for node in getattr(_graph(current), "_nodes", ()):
+        by_depth = getattr(_graph(current), "_nodes_by_depth", {})
+        for node in (node for nodes in by_depth.values() for node in nodes):
             operation = node.operation
             for tensor in node.outputs:
                 yield operation.name, _numbers(tensor.shape[1:])
