@@ -91,7 +91,7 @@ class Kill:
     signal: int = signal.SIGKILL
 
 
-POINTS = ("put", "written", "current", "published", "reported")
+POINTS: tuple[str, ...] = ("put", "written", "current", "published", "reported")
 
 
 class EndedError(Exception):
@@ -284,7 +284,7 @@ def _arm(kill: Kill) -> None:
     """Have this process end at a point."""
     import dagster as dg
 
-    counts = dict.fromkeys(POINTS, 0)
+    counts: dict[str, int] = dict.fromkeys(POINTS, 0)
 
     def passed(*points: str) -> None:
         for point in points:
@@ -341,15 +341,15 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
     from dagster._core.storage.runs.sqlite import sqlite_run_storage
 
-    from dioptra_assets.assets import cells as boundary
     from dioptra_assets.robustness import plots, predictions, training
     from dioptra_assets.robustness.attacks import perturb_set
     from dioptra_assets.robustness.attacks.base import AttackedBatch
     from dioptra_assets.robustness.data import DigitsSource
     from dioptra_assets.robustness.defences import defended_model
+    from dioptra_assets.robustness.reference_attack import LOSSES, ReferenceAttacks
     from resources import compute, models
     from resources.tables import to_parquet
-    from resources.tracking import TrackingUnavailable
+    from resources.tracking import Tracking, TrackingUnavailable
 
     away = folder / "mlflow_is_away"
     # Dagster makes an engine for every question, and SQLAlchemy compiles its statements anew for each.
@@ -403,11 +403,18 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     def load(source: Any, split: str, real: Any = DigitsSource.load) -> Any:
         return _first(real(source, split))
 
-    @contextlib.contextmanager
-    def run(tracking: Any, *_: Any, **__: Any) -> Iterator["MadeUpRun"]:
-        if away.exists():
-            raise TrackingUnavailable("MLflow is away")
-        yield MadeUpRun(away)
+    def right_under_another_loss(reference: Any, attack: Any) -> pd.DataFrame:
+        image_ids = reference._images.index["image_id"].to_numpy()
+        drawn = generator(reference._model.digest, attack.model_dump(mode="json")).random(len(image_ids)) < 0.99
+        return pd.DataFrame({"image_id": image_ids} | dict.fromkeys(LOSSES, drawn))
+
+    def of_mlflow(answer: Any) -> Callable[..., Any]:
+        def asked(*_: Any, **__: Any) -> Any:
+            if away.exists():
+                raise TrackingUnavailable("MLflow is away")
+            return answer
+
+        return asked
 
     _replace(training.train, train)
     _replace(models.write_model, write_model)
@@ -417,7 +424,16 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     _replace(defended_model, behind)
     _replace(compute.prepare_device, lambda: "CPU")
     DigitsSource.load = load  # type: ignore[method-assign,assignment]
-    boundary.Tracking.run = run  # type: ignore[method-assign,assignment]
+    ReferenceAttacks.right = right_under_another_loss  # type: ignore[method-assign]
+    run = MadeUpRun(away)
+    for name, answer in {
+        "open_run": run,
+        "known_run": run,
+        "end_run": None,
+        "tagged_run": "",
+        "has_version_of": False,
+    }.items():
+        setattr(Tracking, name, of_mlflow(answer))
     for name, value in list(vars(plots).items()):
         if callable(value) and getattr(value, "__module__", "") == plots.__name__ and not name.startswith("_"):
             _replace(value, _plot)

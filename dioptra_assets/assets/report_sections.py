@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.cells import CellContext
-from dioptra_assets.assets.gate_bench import gated_families
+from dioptra_assets.assets.gate_bench import gated_families, rules_of
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import defence_comparison
@@ -43,7 +43,10 @@ def _gates(cell: CellContext, _: pd.DataFrame) -> Made:
         missing += absent
         for one in numbers:
             gate = judged.get(partition_key_of(one.cell.partition))
-            if gate and gate.manifest.attributes["judged"] == one.manifest.data_version:
+            rules = {
+                (g.rule, g.severity) for g in rules_of(cell.spec) if g.holds_for(family, one.cell.partition[ATTACK])
+            }
+            if gate and _judged(gate, rules, one.manifest.data_version):
                 stored.append(gate)
             else:
                 withheld.append(one.cell.path)
@@ -57,6 +60,13 @@ def _gates(cell: CellContext, _: pd.DataFrame) -> Made:
         return None, stored, missing
     text = "What was asked of each model. Where a rule that blocks does not hold, there is no report."
     return Section("Gates", text, pd.concat(tables, ignore_index=True).drop(columns="metric")), stored, missing
+
+
+def _judged(gate: StoredCell, rules: set[tuple[str, str]], version: str) -> bool:
+    """Whether a verdict is on these numbers by these rules: a cell whose gate blocks keeps its last verdict."""
+    table = read_table(gate)
+    said = set(zip(table["rule"], table["severity"], strict=True))
+    return said == rules and gate.manifest.attributes["judged"] == version
 
 
 def _sanity(cell: CellContext, metrics: pd.DataFrame) -> Made:
