@@ -187,15 +187,12 @@ def planned(definitions: Any, instance: Any, store: Any) -> int:
     """Ask of every cell whether it is missing or stale, as `materialize` does, and compute none."""
     from dagster._core.definitions.partitions.context import partition_loading_context
 
-    from dioptra_assets.assets.cells import DIMENSIONS
-    from dioptra_assets.launch import _cells, _to_compute
-
     graph, count = definitions.resolve_asset_graph(), 0
     with partition_loading_context(dynamic_partitions_store=instance):
         for level in graph.toposorted_asset_keys_by_level:
             for key in sorted(level):
-                cells = _cells(key, graph.get(key).partitions_def, graph.get(key).metadata[DIMENSIONS])
-                _to_compute(graph, key, cells, instance, store)
+                cells = cells_of(graph, key, None)
+                to_compute(graph, key, cells, instance, store)
                 count += len(cells)
     return count
 

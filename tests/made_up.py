@@ -284,7 +284,7 @@ def _arm(kill: Kill) -> None:
     """Have this process end at a point."""
     import dagster as dg
 
-    counts: dict[str, int] = dict.fromkeys(POINTS, 0)
+    counts: dict[str, int] = {str(point): 0 for point in POINTS}
 
     def passed(*points: str) -> None:
         for point in points:

@@ -99,7 +99,7 @@ def test_after_a_mistake_is_mended_and_reloaded_a_run_uses_the_new_code(blank: L
         assert [run["status"] for run in done] == ["SUCCESS"]
         others = psutil.Process(process.pid).children(recursive=True)
         listening = {
-            connection.laddr.port
+            connection.laddr.port  # pyright: ignore[reportAttributeAccessIssue]
             for connection in psutil.net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN and connection.pid in {other.pid for other in others}
         }
@@ -146,7 +146,7 @@ def test_what_is_left_of_the_three_is_ended_with_all_it_started() -> None:
     child = (
         f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleep!r}]).pid, flush=True); {sleep}"
     )
-    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     grandchild = int(process.stdout.readline())
     serve.end([process])

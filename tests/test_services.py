@@ -230,7 +230,7 @@ def listening(checkout: Path) -> set[tuple[str, int]]:
     """Address and port of everything that the services of a checkout listen on, whatever it is."""
     mine = {process.pid for process in marked(checkout)}
     return {
-        (connection.laddr.ip, connection.laddr.port)
+        (connection.laddr.ip, connection.laddr.port)  # pyright: ignore[reportAttributeAccessIssue]
         for connection in psutil.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.pid in mine
     }

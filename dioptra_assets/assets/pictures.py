@@ -21,4 +21,4 @@ def as_text(value: object) -> str:
 def markdown_table(table: pd.DataFrame) -> str:
     """A table as Markdown, its texts as they are."""
     names = [name for name in table if table[name].dtype == object or str(table[name].dtype) in {"str", "string"}]
-    return table.assign(**{name: table[name].map(as_text) for name in names}).to_markdown(index=False)
+    return table.assign(**{str(name): table[name].map(as_text) for name in names}).to_markdown(index=False)

@@ -60,7 +60,7 @@ def test_threat_models_and_defences_are_told_apart() -> None:
 
 def test_it_is_no_higher_than_the_lowest_attack_and_the_same_in_any_order() -> None:
     rng = np.random.default_rng(0)
-    tables = [examples(key, list(np.flatnonzero(rng.random(4) < 0.7))) for key in ("fgm_0.1", "pgd_0.1")]
+    tables = [examples(key, np.flatnonzero(rng.random(4) < 0.7).tolist()) for key in ("fgm_0.1", "pgd_0.1")]
     forth, back = worst(*tables), worst(*reversed(tables))
     assert forth["robust_accuracy"].item() == back["robust_accuracy"].item()
     assert forth["robust_accuracy"].item() <= min((t["adversarial_prediction"] == 0).mean() for t in tables)

@@ -231,7 +231,7 @@ def _root(directory: Path) -> Path:
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The WordNet ids of the 1,000 classes, in the order of the pretrained models' labels."""
-    text = resources.files(__package__).joinpath(IMAGENET_CLASS_FILE).read_text("utf-8")
+    text = resources.files("dioptra_assets.robustness.data").joinpath(IMAGENET_CLASS_FILE).read_text("utf-8")
     return tuple(line.partition("\t")[0] for line in text.splitlines())
 
 

@@ -96,7 +96,9 @@ def test_the_same_seed_gives_the_same_bytes_and_the_global_generator_is_left_alo
     random = config["method"] == "gaussian_augmentation"
     assert np.array_equal(defend(parse_defence(config), digits, seed=4)[0], first) != random
     drawn = [parse_defence(config).transform(digits.images([0, 1]), rows=np.arange(2), seed=seed) for seed in (3, 4)]
-    assert parse_defence(config).draws == (not np.array_equal(*drawn)), "an attacker is told whether it draws"
+    assert parse_defence(config).draws == (not np.array_equal(drawn[0], drawn[1])), (
+        "an attacker is told whether it draws"
+    )
 
 
 @pytest.mark.parametrize("apply_fit", [False, True])
