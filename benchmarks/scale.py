@@ -187,6 +187,8 @@ def planned(definitions: Any, instance: Any, store: Any) -> int:
     """Ask of every cell whether it is missing or stale, as `materialize` does, and compute none."""
     from dagster._core.definitions.partitions.context import partition_loading_context
 
+    from dioptra_assets.launch import cells_of, to_compute
+
     graph, count = definitions.resolve_asset_graph(), 0
     with partition_loading_context(dynamic_partitions_store=instance):
         for level in graph.toposorted_asset_keys_by_level:
