@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from resources.backlog import copy_backlog
 from resources.cells import (
     A_MANIFEST,
     CURRENT,
@@ -226,8 +227,9 @@ def remove_rubbish(store: CellStore, found: Rubbish) -> None:
 def backup(home: Path, store: CellStore, target: Path, log: Callable[[str], None] = lambda line: None) -> int:
     """Copy an embedded home while it is in use: its databases, its store, its settings. The copy is a home.
 
-    Databases come first and the store after them, so that no event of the copy is about a cell that it lacks; a cell
-    that was made meanwhile is computed again there. Every byte of the store is verified on its way.
+    Databases come first and the cells after them, so that no event of the copy is about a cell that it lacks; a cell
+    that was made meanwhile is computed again there. Every byte of a cell is verified on its way. What waits for MLflow
+    comes before MLflow's database: what was told meanwhile is told the copy again, with the same effect.
 
     Returns:
         The number of cells.
@@ -246,6 +248,8 @@ def backup(home: Path, store: CellStore, target: Path, log: Callable[[str], None
     for name in FILES:
         if (home / name).is_file():
             shutil.copy(home / name, target / name)
+    copy_of_store, copied = CellStore(str(target / "store")), 0
+    copy_backlog(store, copy_of_store)
     for folder in DATABASES:
         for path in sorted((home / folder).rglob("*")):
             copy = target / path.relative_to(home)
@@ -256,7 +260,6 @@ def backup(home: Path, store: CellStore, target: Path, log: Callable[[str], None
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
     log("databases are copied")
-    copy_of_store, copied = CellStore(str(target / "store")), 0
     for cell in store.cells(""):
         store.open(cell).copy_to(copy_of_store)
         copied += 1

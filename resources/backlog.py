@@ -200,6 +200,14 @@ def write_backlog(tracking: Tracking, store: CellStore) -> Written:
     return done
 
 
+def copy_backlog(store: CellStore, other: CellStore) -> None:
+    """Have another store hold what waits for MLflow too; what an entry says comes last, as when it was written."""
+    paths = [f"{FOLDER}/{name}" for name in store.sizes(FOLDER) if not name.endswith("/claim")]
+    for path in sorted(paths, key=lambda path: path.endswith("/entry.json")):
+        if (content := store.get(path)) is not None:  # else MLflow was told of it meanwhile
+            other.put(path, content)
+
+
 def _content(store: CellStore, entry: str) -> dict[str, Any]:
     return json.loads(store.get(f"{FOLDER}/{entry}/entry.json") or b"{}")
 

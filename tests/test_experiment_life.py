@@ -6,6 +6,7 @@ such as `no worse than last` are left out: a new home has no last. For an hour o
     DIOPTRA_ASSETS_LIFE_SECONDS=3600 pytest -m slow tests/test_experiment_life.py
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, event, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -39,6 +40,7 @@ GATES = [
 kills = st.builds(
     Kill, st.sampled_from(POINTS), st.integers(0, 40), st.sampled_from([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
 )
+lives = looks = 0
 known: dict[str, dict[str, Any]] = {}  # file -> what a new home with it holds
 
 
@@ -69,6 +71,9 @@ class ExperimentLife(RuleBasedStateMachine):
         self.home.write(self.file)
 
     def teardown(self) -> None:
+        global lives
+        lives += 1
+        print(f"{lives} lives, looked at {looks} times", flush=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def edit(self, section: str, value: Any) -> None:
@@ -109,10 +114,8 @@ class ExperimentLife(RuleBasedStateMachine):
 
     @rule(kill=kills)
     def materialize_and_be_ended(self, kill: Kill) -> None:
-        try:
+        with contextlib.suppress(EndedError):  # it may end before it comes to that point
             self.home.materialize(kill)
-        except EndedError:
-            event(f"ended at {kill.point}")
 
     @rule()
     def materialize_without_a_store(self) -> None:
@@ -146,6 +149,8 @@ class ExperimentLife(RuleBasedStateMachine):
         launched = self.home.materialize()
         assert (launched["failed"], launched["skipped"]) == ({}, [])
         seen = self.home.look()
+        global looks
+        looks += 1
         assert (seen["stale"], seen["unfinished"]) == ([], {})
         asked = digest(json.dumps(self.file))  # in its order
         if asked not in known:
@@ -159,23 +164,28 @@ class ExperimentLife(RuleBasedStateMachine):
 
 
 def live(examples: int, steps: int) -> None:
-    checks = list(HealthCheck)
+    checks: Any = list(HealthCheck)
     chosen = settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks, database=None
     )
     run_state_machine_as_test(ExperimentLife, settings=chosen)
 
 
-@pytest.mark.timeout(600)
 def test_a_short_life() -> None:
-    live(examples=2, steps=5)
+    life = ExperimentLife()
+    life.begin()
+    life.mlflow_comes_and_goes(there=False)
+    life.materialize_and_be_ended(Kill("current", 7))
+    life.other_gates(GATES[:2])
+    life.other_attacks(["weak"], seed=1)
+    life.mlflow_comes_and_goes(there=True)
+    life.a_quiet_materialize_is_as_good_as_a_new_home()
+    life.teardown()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_a_long_life() -> None:
-    lives, until = 0, time.monotonic() + SECONDS
+def test_long_lives() -> None:
+    until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         live(examples=5, steps=12)
-        lives += 5
-        print(f"{lives} lives of up to 12 steps", flush=True)

@@ -304,6 +304,8 @@ def test_a_backup_of_a_home_in_use_is_a_home(store: CellStore, tmp_path: Path) -
     home = tmp_path / "home"
     (home / "history").mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    store.put("mlflow-backlog/1/0", b"a picture")
+    store.put("mlflow-backlog/1/entry.json", b"{}")
     with sqlite3.connect(home / "history" / "runs.db") as database:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("CREATE TABLE runs (id TEXT)")
