@@ -62,6 +62,8 @@ def _sizes(model: Any) -> Iterator[tuple[str, int]]:
         by_depth = getattr(_graph(current), "_nodes_by_depth", {})
         for node in (node for nodes in by_depth.values() for node in nodes):
             operation = node.operation
+            if hasattr(operation, "layers"):
+                continue  # a model within this one: its own nodes are looked at
             for tensor in node.outputs:
                 yield operation.name, _numbers(tensor.shape[1:])
             if type(operation).__name__ == "MultiHeadAttention":

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 
 from dioptra_assets.robustness.image_set import ImageSet
 from resources import cells, image_store
-from resources.cells import CURRENT, Cell, CellStore, DamagedCellError, MissingCellError, StoreError
+from resources.cells import CURRENT, Cell, CellStore, DamagedCellError, LostCellError, MissingCellError, StoreError
 from resources.image_store import read_image_set, write_image_set
 from resources.tables import read_table, write_table
 from tests.resources.test_cells import CELL, content, version_name, write
@@ -101,7 +101,7 @@ def test_a_damaged_object_is_an_error_that_names_it(store: CellStore, name: str,
         middle = len(whole) // 2
         store.put(path, whole[:middle] if how == "truncated" else whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     if (name, how) == (CURRENT, "deleted"):
-        with pytest.raises(MissingCellError):
+        with pytest.raises(LostCellError, match=f"^{CELL.path} is lost: .* {path} "):
             store.open(CELL)
     else:
         with pytest.raises(DamagedCellError, match=f"^{CELL.path} is damaged: {path} "):
@@ -231,7 +231,8 @@ def test_an_address_without_its_scheme_is_refused_by_name(settings: pytest.Monke
 def test_a_bucket_that_does_not_exist_is_no_missing_cell():
     store = CellStore("s3://nowhere/prefix")
     for attempt in (lambda: store.open(CELL), lambda: store.cells(""), lambda: write(store, "one")):
-        with pytest.raises(StoreError, match=r"^cannot .* in s3://nowhere/prefix: (.|\n)*NoSuchBucket"):
+        refused = r"^cannot .* in s3://nowhere/prefix, the server refuses: (.|\n)*NoSuchBucket"
+        with pytest.raises(StoreError, match=refused):
             attempt()
 
 
