@@ -40,7 +40,7 @@ GATES = [
 kills = st.builds(
     Kill, st.sampled_from(POINTS), st.integers(0, 40), st.sampled_from([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
 )
-lives = looks = 0
+counted = {"lives": 0, "looks": 0}
 known: dict[str, dict[str, Any]] = {}  # file -> what a new home with it holds
 
 
@@ -71,9 +71,8 @@ class ExperimentLife(RuleBasedStateMachine):
         self.home.write(self.file)
 
     def teardown(self) -> None:
-        global lives
-        lives += 1
-        print(f"{lives} lives, looked at {looks} times", flush=True)
+        counted["lives"] += 1
+        print(f"{counted['lives']} lives, looked at {counted['looks']} times", flush=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def edit(self, section: str, value: Any) -> None:
@@ -149,8 +148,7 @@ class ExperimentLife(RuleBasedStateMachine):
         launched = self.home.materialize()
         assert (launched["failed"], launched["skipped"]) == ({}, [])
         seen = self.home.look()
-        global looks
-        looks += 1
+        counted["looks"] += 1
         assert (seen["stale"], seen["unfinished"]) == ([], {})
         asked = digest(json.dumps(self.file))  # in its order
         if asked not in known:
