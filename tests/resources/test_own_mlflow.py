@@ -1,11 +1,27 @@
 """A user's own ops and assets log to the MLflow of this project."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from dioptra_assets.definitions import resource_definitions
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """dagster-mlflow sets the address for the whole process; other tests choose their own."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    mlflow.end_run()
+    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.mark.parametrize("good", [True, False])
