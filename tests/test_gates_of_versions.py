@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dioptra_assets as da
+from dioptra_assets.launch import failure_reason
 from dioptra_assets.robustness.gates import GATE_COLUMNS
 from resources.tables import read_table
 from tests.assets.test_gates import asked, of_lab
@@ -69,7 +70,7 @@ def attack(lab: Lab, *versions: str) -> None:
     for asset in BRANCH:
         by_attack = asset not in ("model", "clean_predictions", "model_sanity")
         result = lab.run(f"registered_model/{asset}", *(f"{key}|fgm" if by_attack else key for key in ends))
-        assert result.success, asset
+        assert result.success, f"{asset}: {failure_reason(result)}"
     lab.run("registered_model/evasion_gate", *(f"{key}|fgm" for key in ends))
 
 

@@ -174,7 +174,7 @@ def test_dg_launch_computes_partition_ranges_and_single_cells(digits: Lab) -> No
 
 
 def test_a_cell_whose_input_is_missing_names_the_command_that_makes_it(lab: Lab) -> None:
-    (lab.home / "store" / "tiny/evasion_examples/le_net/weak/CURRENT").unlink()
+    shutil.rmtree(lab.home / "store" / "tiny/evasion_examples/le_net/weak")
     result = lab.run("evasion_metrics", "le_net|weak")
     (failure,) = failures(result)
     assert (

@@ -29,7 +29,7 @@ from dioptra_assets.robustness.predictions import logits_of
 
 Loss = Literal["exact", "margin"]
 LOSSES: tuple[Loss, ...] = ("exact", "margin")
-ANOTHER_LOSS = 0.03
+ANOTHER_LOSS = 0.05
 BATCH = 256
 # A step of every image costs a gradient; from more of them than this an image is left out, down to so many images.
 MOST_STEPS, MOST_IMAGES, FEWEST_IMAGES = 10_000, 500, 100
