@@ -70,7 +70,7 @@ CASES = {
     "fgm margin": Case({"method": "fgm", "eps": 0.3, "loss": "margin"}, np.inf, 0.1),
     "fgm dlr targeted": Case({"method": "fgm", "eps": 0.3, "loss": "dlr", "targeted": True}, np.inf, 0.5),
     "bim margin targeted": Case(
-        {"method": "bim", "eps": 0.2, "steps": 5, "loss": "margin", "targeted": True}, np.inf, 0.1
+        {"method": "bim", "eps": 0.2, "steps": 5, "loss": "margin", "targeted": True}, np.inf, 0.3
     ),
     "bim": Case({"method": "bim", "eps": 0.2, "steps": 5}, np.inf, 0.1),
     "bim art": Case({"method": "bim", "eps": 0.2, "steps": 3, "engine": "art"}, np.inf, 0.1),
