@@ -26,6 +26,8 @@ def rows(quick: bool = False) -> list[Pair]:
 def _rows(folder: Path, quick: bool) -> list[Pair]:
     import dagster as dg
 
+    from dioptra_assets.assets.cells import IO_MANAGER
+    from dioptra_assets.assets.io_manager import StoredCells
     from dioptra_assets.experiment import experiment_assets
     from dioptra_assets.launch import materialize_experiment
     from dioptra_assets.robustness.attacks import perturb_set
@@ -42,7 +44,12 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
         mlflow_tracking_uri=f"sqlite:///{folder}/mlflow.db", artifact_location=str(folder / "artifacts")
     )
     defs = dg.Definitions(
-        experiment_assets(spec), resources={"store": StoreResource(url=store.url), "tracking": tracking}
+        experiment_assets(spec),
+        resources={
+            "store": StoreResource(url=store.url),
+            "tracking": tracking,
+            IO_MANAGER: StoredCells(url=store.url),
+        },
     )
     started: dict[str, float] = {}
 

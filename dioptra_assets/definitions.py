@@ -5,6 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from dioptra_assets.assets.cells import IO_MANAGER
+from dioptra_assets.assets.io_manager import StoredCells
 from dioptra_assets.jobs import entry_point_job
 from dioptra_assets.launch import UnknownExperimentError
 from dioptra_assets.sensors import nightly_job, registered_model_job
@@ -17,11 +19,12 @@ from resources.store import StoreResource
 from resources.tracking import Tracking
 
 
-def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.ResourceDefinition]:
+def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.ConfigurableIOManager | dg.ResourceDefinition]:
     """The store and MLflow, where the settings say they are; `mlflow` is for the ops and assets of users."""
     return {
         "mlflow": own_mlflow,
         "store": StoreResource(url=home.store_url()),
+        IO_MANAGER: StoredCells(url=home.store_url()),
         "tracking": Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location()),
     }
 

@@ -63,7 +63,7 @@ ARROWS = {
     "records": {"resources"},
     "assets": {"progress", "records", *BELOW_ASSETS},
     "experiment": {"assets", "sensors", *BELOW_ASSETS},
-    "definitions": {"experiment", "jobs", "launch", "partitions", "resources", "sensors"},
+    "definitions": {"assets", "experiment", "jobs", "launch", "partitions", "resources", "sensors"},
     "sensors": {"assets", "launch", "partitions", "resources"},
     "looking": {"assets", "client", *BELOW_ASSETS},
     "launch": {

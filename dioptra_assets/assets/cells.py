@@ -38,6 +38,8 @@ from resources.tracking import Tracking
 Metadata = Mapping[str, Any]
 # The entry of an asset's metadata that names the dimensions it is partitioned by.
 DIMENSIONS = "dimensions"
+# The resource that loads the values of cells; a user's own assets keep the manager that they have.
+IO_MANAGER = "stored_cells"
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def cell_asset(
         automation_condition=_automation(edits=edits) if spec.automation and not spec.branch else None,
         metadata={DIMENSIONS: list(dimensions)}
         | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
-    )
+    ).with_io_manager_key(IO_MANAGER)
 
     blockers = {check.name for check in checks if check.blocking}
 
