@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         submit_job,
         tracking_uri,
     )
-    from dioptra_assets.looking import compare, history, show, versions
+    from dioptra_assets.looking import compare, history, metrics, show, versions
 
 __all__ = [
     "Job",
@@ -32,6 +32,7 @@ __all__ = [
     "history",
     "load",
     "materialize",
+    "metrics",
     "show",
     "submit_job",
     "tracking_uri",
@@ -46,3 +47,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(client if hasattr(client, name) else looking, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

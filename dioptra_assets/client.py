@@ -8,17 +8,15 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dioptra_assets.assets.values import Report, value_of
 from dioptra_assets.submit import Job, get_job_by_id, submit_job
-from resources import documents, home, image_store, models, tables
+from resources import home, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
 if TYPE_CHECKING:
@@ -37,35 +35,6 @@ __all__ = [
 ]
 ANY: list[str] = []  # stands for the keys of a dimension that come as they are asked for
 CELL_COLUMNS = ["asset", "kind", "data_version", "created", "bytes", "run_id"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A report page, which shows itself in a notebook.
-
-    Attributes:
-        name: the asset it is.
-        html: the whole page.
-        stored: where it was read from, with the records beside it.
-    """
-
-    name: str
-    html: str
-    stored: StoredCell = field(repr=False)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file, and the records that it links to beside it."""
-        from dioptra_assets.records.croissant import located
-
-        target = Path(path)
-        target.write_text(self.html)
-        for name, content in documents.read_records(self.stored).items():
-            sets = name.endswith(".croissant.json")
-            target.with_name(name).write_bytes(located(content, self.stored.store) if sets else content)
-        return target
-
-    def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{escape(self.html)}" style="width:100%;height:800px;border:0"></iframe>'
 
 
 def load(asset: str, **partition: str) -> Any:
@@ -89,7 +58,7 @@ def load(asset: str, **partition: str) -> Any:
     stored = store.find(wanted, check=True)
     # A path names no dimensions, so a wrong one can lead to a cell.
     if stored and (stored.manifest.asset, stored.manifest.partition) == (asset, partition):
-        return _value(stored)
+        return value_of(stored)
     present = _cells(store, asset)
     matching = [cell for cell in present if cell.asset == asset and partition.items() <= cell.partition.items()]
     if not matching:
@@ -141,10 +110,15 @@ def cells(asset: str) -> pd.DataFrame:
 
     Returns:
         `asset`, a column for each dimension, `kind`, `data_version`, `created` (UTC), `bytes` and `run_id`.
+
+    Raises:
+        LookupError: when neither an experiment nor an asset is called so.
     """
     store = CellStore(home.store_url())
-    rows = []
-    for cell in _cells(store, asset):
+    rows, present = [], _cells(store, asset)
+    if not present:
+        _refuse_unknown(asset.strip("/"), store)
+    for cell in present:
         manifest = store.open(cell).manifest
         size = sum(record.size for record in manifest.files.values())
         facts = {"kind": manifest.kind, "data_version": manifest.data_version, "created": manifest.created}
@@ -212,12 +186,41 @@ def _cells(store: CellStore, prefix: str) -> list[Cell]:
     return store.cells(prefix.strip("/"))
 
 
+def _refuse_unknown(name: str, store: CellStore) -> None:
+    """Refuse a name that is neither of an experiment or an asset, nor of anything that was stored."""
+    try:
+        declared = set(_dimensions())
+    except Exception:  # noqa: BLE001 - a wrong experiment file must not hide what is stored
+        return
+    known = declared | {cell.asset for cell in _cells(store, "")}
+    names = {"/".join(asset.split("/")[:depth]) for asset in known for depth in range(1, asset.count("/") + 2)}
+    if name and name not in names:
+        near = get_close_matches(name, names, n=3) or sorted(asset for asset in names if "/" not in asset)
+        raise LookupError(f"there is no experiment and no asset {name!r}, there are {', '.join(near)}")
+
+
 def _why_missing(cell: Cell) -> str:
     """What stands in the way of loading a cell: it is not computed yet, or no experiment has it under that name."""
     try:
         dimensions = _dimensions()
     except Exception:  # noqa: BLE001 - a wrong experiment file must not hide that a cell is missing
         return missing_message(cell)
+    if wrong := _wrong_name(cell, dimensions):
+        return wrong
+    allowed = dimensions[cell.asset]
+    if set(cell.partition) == set(allowed):
+        return missing_message(cell)
+    dynamic = any(keys is ANY for keys in allowed.values())
+    command = "run ENTRY_POINT" if dynamic else f"materialize {cell.asset.partition('/')[0]}"
+    return f"no cell of {cell} has been materialized: `dioptra-assets {command}` makes them"
+
+
+def _wrong_name(cell: Cell, dimensions: Mapping[str, Mapping[str, list[str]]]) -> str | None:
+    """What of a cell's name no experiment has, with what there is."""
+    experiments = sorted({asset.partition("/")[0] for asset in dimensions})
+    if (experiment := cell.asset.partition("/")[0]) not in experiments:
+        near = get_close_matches(experiment, experiments, n=3) or experiments
+        return f"there is no experiment {experiment!r}, there are {', '.join(near)}"
     if cell.asset not in dimensions:
         near = get_close_matches(cell.asset, dimensions, n=3) or sorted(dimensions)
         return f"no experiment has an asset {cell.asset!r}, there are {', '.join(near)}"
@@ -227,11 +230,7 @@ def _why_missing(cell: Cell) -> str:
             return f"{cell.asset} has no dimension {dimension!r}, it has {', '.join(allowed) or 'none'}"
         if allowed[dimension] is not ANY and key not in allowed[dimension]:
             return f"{cell.asset} has no {dimension} {key!r}, there are {', '.join(allowed[dimension])}"
-    if set(cell.partition) == set(allowed):
-        return missing_message(cell)
-    dynamic = any(keys is ANY for keys in allowed.values())
-    command = "run ENTRY_POINT" if dynamic else f"materialize {cell.asset.partition('/')[0]}"
-    return f"no cell of {cell} has been materialized: `dioptra-assets {command}` makes them"
+    return None
 
 
 def _dimensions() -> dict[str, dict[str, list[str]]]:
@@ -252,33 +251,6 @@ def _dimensions() -> dict[str, dict[str, list[str]]]:
         cells = [partition_of(names, key) for key in definition.get_partition_keys()] if definition else []
         found[asset.to_user_string()] = {name: list(dict.fromkeys(cell[name] for cell in cells)) for name in names}
     return found
-
-
-def _value(stored: StoredCell) -> Any:
-    kind = stored.manifest.kind
-    if kind == tables.KIND:
-        return tables.read_table(stored)
-    if kind == image_store.KIND:
-        return image_store.read_image_set(stored)
-    if kind == models.KIND:
-        return models.read_model(stored)
-    if kind == documents.REPORT:
-        return Report(str(stored.cell), documents.read_report(stored), stored)
-    return _config(stored)
-
-
-def _config(stored: StoredCell) -> Any:
-    from dioptra_assets.assets.configs import CONFIGS
-    from dioptra_assets.assets.keyed_configs import KEYED_CONFIG
-    from dioptra_assets.robustness.training import TrainingRecipe
-    from partitions.attacks import attack_of
-
-    document = documents.read_config(stored)
-    for family, (name, _) in CONFIGS.items():
-        if stored.cell.asset.endswith(f"/{name}"):
-            return attack_of(document, family)
-    # What a short key stands for may be of any kind, and is given as it is kept.
-    return document if stored.cell.asset.endswith(f"/{KEYED_CONFIG}") else TrainingRecipe.model_validate(document)
 
 
 def _with_dimensions(stored: StoredCell) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import dagster as dg
@@ -41,7 +42,7 @@ class UnknownExperimentError(LookupError):
     """There is no experiment of that name, or it declares no cells."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Launched:
     """What :func:`materialize_experiment` did.
 
@@ -56,6 +57,29 @@ class Launched:
     failed: dict[Cell, str] = field(default_factory=dict)
     skipped: list[Cell] = field(default_factory=list)
     fresh: int = 0
+
+    def __repr__(self) -> str:
+        """Counts, and why cells failed; the cells themselves stand in the attributes."""
+        said = [
+            f"{len(self.computed)} cells computed",
+            f"{self.fresh} were up to date",
+            *([f"{len(self.failed)} failed"] if self.failed else []),
+            *([f"{len(self.skipped)} not tried"] if self.skipped else []),
+        ]
+        return "\n".join([", ".join(said), *(f"{cell}: {why}" for cell, why in self.failed.items())])
+
+    def _repr_html_(self) -> str:
+        counts: dict[str, list[int]] = {}
+        for column, cells in enumerate((self.computed, self.failed, self.skipped)):
+            for cell in cells:
+                counts.setdefault(cell.asset, [0, 0, 0])[column] += 1
+        cells = "".join(
+            "".join([f"<tr><td>{escape(asset)}</td>", *(f"<td>{one or ''}</td>" for one in row), "</tr>"])
+            for asset, row in counts.items()
+        )
+        head = "<tr><th>asset</th><th>computed</th><th>failed</th><th>not tried</th></tr>" if counts else ""
+        said = escape(repr(self)).replace("\n", "<br>")
+        return f"<p>{said}</p><table>{head}{cells}</table>"
 
 
 class CellFailedError(RuntimeError):

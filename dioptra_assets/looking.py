@@ -10,11 +10,16 @@ from dioptra_assets.assets.registered_models import version_table
 from dioptra_assets.client import load
 from dioptra_assets.robustness.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
 from dioptra_assets.robustness.image_set import ImageSet
+from partitions.attacks import Family
 from partitions.experiments import BRANCH
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources import home
 from resources.cells import Cell, CellStore
 from resources.tables import read_table
+
+# Of metric tables: the columns that tell rows apart, and the rates that are read first.
+WHOSE = (ARCHITECTURE, "model_kind", "source", ATTACK, "target", "defence", "adaptive", "n")
+TOLD = ("clean_accuracy", "robust_accuracy", "asr", "ra")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,27 @@ def compare(experiment: str, first: str, second: str, *, attack: str | None = No
         for key in met
     ]
     return pd.DataFrame(rows, columns=[*COMPARISON_COLUMNS])
+
+
+def metrics(experiment: str, *, family: Family = "evasion", **partition: str) -> pd.DataFrame:
+    """The metric table of an experiment in the columns that are read first; `da.load` gives all of them.
+
+    Args:
+        experiment: its name.
+        family: of the attacks: `evasion`, `poisoning` or `inversion`.
+        partition: dimension -> key, to leave out others.
+
+    Returns:
+        One row for each model, attack, target and defence: who, against what, `n`, and the rates that tell how it went
+        with their 95 % intervals, `_low` to `_high`.
+
+    Raises:
+        MissingCellError: when there is no such table.
+    """
+    table = load(f"{experiment}/{family}_metrics", **partition)
+    rates = [rate for rate in TOLD if rate in table]
+    told = [f"{rate}{bound}" for rate in rates for bound in ("", "_low", "_high")] if rates else list(table)
+    return table[[name for name in (*WHOSE, *told) if name in table]]
 
 
 def history(experiment: str, image_id: str) -> pd.DataFrame:

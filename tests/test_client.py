@@ -13,8 +13,11 @@ import pytest
 
 import dioptra_assets as da
 from dioptra_assets import client, definitions
+from dioptra_assets.launch import Launched
 from dioptra_assets.robustness.image_set import ImageSet
-from resources.cells import DamagedCellError, MissingCellError
+from dioptra_assets.robustness.metrics import METRIC_COLUMNS
+from resources.cells import Cell, DamagedCellError, MissingCellError
+from resources.tables import write_table
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, Lab
 
 OUTSIDE = """
@@ -102,9 +105,42 @@ def test_cells_and_catalog_list_what_there_is(looking: Lab) -> None:
     assert catalog["cells"].sum() == CELLS
 
 
-def test_an_empty_home_lists_nothing(blank: Lab) -> None:
+def test_an_empty_home_lists_nothing(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(definitions, "defs", blank.defs)
     assert da.catalog().empty and da.cells("tiny").empty
     assert "data_version" in da.cells("tiny") and "cells" in da.catalog()
+
+
+def test_cells_of_an_unknown_name_are_no_empty_table(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(definitions, "defs", blank.defs)
+    with pytest.raises(LookupError, match=r"there is no experiment and no asset 'tinny', there are tiny$"):
+        da.cells("tinny")
+    with pytest.raises(LookupError, match=r"no asset 'tiny/evasion_metric', there are tiny/evasion_metrics, "):
+        da.cells("tiny/evasion_metric")
+    with pytest.raises(MissingCellError, match=r"^there is no experiment 'tinny', there are tiny$"):
+        da.load("tinny/transfer_matrix")
+
+
+def test_what_was_launched_is_told_in_counts_and_reasons() -> None:
+    cells = [Cell("tiny/model", {"architecture": f"m{number}"}) for number in range(40)]
+    launched = Launched(computed=cells[:38], failed={cells[38]: "no <space>"}, skipped=cells[39:], fresh=2)
+    assert repr(launched) == ("38 cells computed, 2 were up to date, 1 failed, 1 not tried\ntiny/model/m38: no <space>")
+    assert "<td>tiny/model</td><td>38</td><td>1</td><td>1</td>" in launched._repr_html_()
+    assert "no &lt;space&gt;" in launched._repr_html_()
+
+
+def test_completion_offers_what_the_package_has() -> None:
+    assert {"load", "cells", "metrics", "show"} <= set(dir(da)) and "Any" not in dir(da)
+    assert all(hasattr(da, name) for name in dir(da))
+
+
+def test_metrics_are_told_in_the_columns_that_are_read_first(blank: Lab) -> None:
+    full = pd.DataFrame([dict.fromkeys(METRIC_COLUMNS, 0.5) | {"attack": "weak", "source": "le_net", "n": 180}])
+    cell = Cell("tiny/evasion_metrics", {"architecture": "le_net", "attack": "weak"})
+    write_table(blank.store, cell, full)
+    short = da.metrics("tiny", attack="weak")
+    assert len(short) == 1 and len(short.columns) < 20 < len(full.columns)
+    assert {"attack", "source", "target", "n", "robust_accuracy", "robust_accuracy_low"} <= set(short)
 
 
 def test_a_report_shows_itself_and_can_be_saved(looking: Lab, tmp_path: Path) -> None:
@@ -173,6 +209,7 @@ def test_missing_cells_of_an_asset_name_the_command_that_makes_them_all(
 @pytest.mark.parametrize(
     ("asset", "partition", "sentence"),
     [
+        ("tinny/report", {}, "there is no experiment 'tinny', there are tiny"),
         ("tiny/evasion_metric", {}, "no experiment has an asset 'tiny/evasion_metric', there are tiny/evasion_metrics"),
         ("tiny/model", {"arch": "le_net"}, "tiny/model has no dimension 'arch', it has architecture"),
         (

@@ -6,7 +6,7 @@ import dagster as dg
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.pictures import as_text, picture
-from dioptra_assets.robustness.image_set import ImageSet, encode_png
+from dioptra_assets.robustness.image_set import ImageSet, encode_png, enlarged
 from partitions.configs import config_hash
 from partitions.experiments import ExperimentSpec
 from resources.image_store import read_image_set, write_image_set
@@ -58,7 +58,9 @@ def image_set_metadata(image_set: ImageSet) -> dict[str, object]:
         f"| {as_text(image_set.class_names[int(str(label))])} | {count:,} |" for label, count in counts.items()
     )
     return {
-        "images": picture(encode_png(image_set.grid()), f"the first images of each class of {image_set.name}"),
+        "images": picture(
+            encode_png(enlarged(image_set.grid(), height)), f"the first images of each class of {image_set.name}"
+        ),
         "image size": f"{height} x {width} x {channels}",
         "classes": dg.MetadataValue.md(f"| class | images |\n|---|---|\n{classes}"),
     }
