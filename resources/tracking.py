@@ -77,7 +77,8 @@ class Tracking(dg.ConfigurableResource):
     The settings are named as in dagster-mlflow's `mlflow_tracking` where they mean the same.
 
     Example:
-        >>> with tracking.run("digits", "model|le_net", tags={"architecture": "le_net"}, params={"epochs": 3}) as run:
+        >>> tracking = Tracking(mlflow_tracking_uri="http://127.0.0.1:5000")
+        >>> with tracking.run("digits", "model le_net", tags={}, params={"epochs": 3}) as run:  # doctest: +SKIP
         ...     run.log_metrics({"accuracy": 0.98})
     """
 

@@ -1,11 +1,26 @@
 """What the documentation says is what the code does."""
 
+import ast
+import doctest
+import importlib
 import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
 
 from docs import records, reference
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("dioptra_assets", "partitions", "resources")
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+# Parts of a declared library that are a distribution of their own.
+COME_WITH_OTHERS = {"botocore", "celery", "click", "graphene", "graphql-core", "kombu", "pydantic-core", "websockets"}
+# A program, and the library that a table is written with.
+RUN_OR_NEEDED_BY_OTHERS = {"dagster-dg-cli", "tabulate"}
+WITH_EXAMPLES = [path for path in SOURCES if ">>> " in path.read_text()]
 
 
 def test_the_reference_of_fields_is_the_one_the_types_give() -> None:
@@ -31,3 +46,50 @@ def test_every_make_target_that_the_readme_names_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()))
     assert {target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_examples_of_docstrings_give_what_they_say(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
+
+
+def imported(folder: str) -> set[str]:
+    """What the modules of a folder import, wherever in them."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {path.name for path in ROOT.iterdir()}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*requirements: str) -> set[str]:
+    return {normal(re.split(r"[\[<>=!~ ;]", requirement)[0]) for requirement in requirements}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    always = declared(*project["dependencies"])
+    anywhere = always.union(*(declared(*extra) for extra in project["optional-dependencies"].values()))
+    distributions = packages_distributions()
+
+    def undeclared(folders: tuple[str, ...], allowed: set[str]) -> set[str]:
+        return {
+            name
+            for folder in folders
+            for name in imported(folder)
+            if not {normal(one) for one in distributions.get(name, [name])} & allowed
+        }
+
+    # What comes with an extra is imported where its setting is made: an executor, S3, PyTorch.
+    assert undeclared((*PACKAGES, "services", "tests", "benchmarks", "docs"), anywhere | COME_WITH_OTHERS) == set()
+    used = {normal(one) for name in set().union(*map(imported, PACKAGES)) for one in distributions.get(name, [name])}
+    assert always - used == RUN_OR_NEEDED_BY_OTHERS
