@@ -119,13 +119,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _values(model: Any) -> int:
     """How many numbers the layers of a model give for one image; 0 for what has no layers."""
+    # A Sequential keeps the model it stands for; its layers keep what each of its earlier, shorter forms gave, too.
+    graph = getattr(model, "_functional", None) or model
     total = 0
-    for layer in getattr(model, "layers", ()):
-        if hasattr(layer, "layers"):
-            total += _values(layer)
-            continue
-        shapes = [tensor.shape for node in layer._inbound_nodes for tensor in node.output_tensors]
-        total += sum(math.prod(size or 1 for size in shape[1:]) for shape in shapes)
+    for node in (node for depth in getattr(graph, "_nodes_by_depth", {}).values() for node in depth):
+        inner = _values(node.operation)
+        if not node.is_input:
+            given = sum(math.prod(size or 1 for size in tensor.shape[1:]) for tensor in node.output_tensors)
+            total += inner or given
     return total
 
 

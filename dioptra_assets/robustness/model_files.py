@@ -4,6 +4,7 @@
 process has called it, the checks before loading refuse what it would let through.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dioptra_assets.robustness.model_file_checks import ModelFile, check_model_file, inspect_model_file
+from dioptra_assets.robustness.model_file_checks import ARCHIVE_MEMBERS, ModelFile, check_model_file, inspect_model_file
 from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError
 from dioptra_assets.robustness.model_tensors import check_tensors
 
@@ -52,8 +53,8 @@ def load_model(path: str | Path) -> "keras.Model":
     scope = keras.StatelessScope(initialize_variables=False)
     with _weightless_variables() as variables:
         try:
-            with scope:
-                model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
+            with _unpacked(path) as unpacked, scope:
+                model: Any = keras.saving.load_model(unpacked, compile=False, safe_mode=True)
         except Exception as error:
             raise UnsafeModelError(f"{path}: Keras cannot build this model: {_first_lines(error)}. {RESAVE}") from error
         check_tensors(path, model)
@@ -67,8 +68,10 @@ def load_model(path: str | Path) -> "keras.Model":
                 )
         _check_count(path, model, found)
         for variable in variables:
+            if (value := scope.get_current_value(variable)) is not None:
+                # Its first value is the one of the file: one drawn at random would take as much memory again.
+                variable._initializer = functools.partial(_given, value)
             variable._deferred_initialize()
-        _assign(model, scope)
     return model
 
 
@@ -184,6 +187,11 @@ def _weightless_variables() -> Iterator[list[Any]]:
         global_state.set_global_attribute(name, before or [])
 
 
+def _given(value: Any, *_: Any, **__: Any) -> Any:
+    """A value in the place of an initializer's."""
+    return value
+
+
 def _assign(model: "keras.Model", scope: "keras.StatelessScope") -> None:
     for variable in model.weights:
         variable.assign(scope.get_current_value(variable))
@@ -212,6 +220,18 @@ def _check_count(path: Path, model: "keras.Model", found: ModelFile) -> None:
             f"{path}: the file stores {len(found.arrays)} weights, the model {model.name!r} has {len(model.weights)}. "
             "Use the architecture that the weights were saved from"
         )
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """What Keras loads: a folder with the members of an archive, whose weights it would hold in memory once more."""
+    if path.suffix != ".keras":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        for member in ARCHIVE_MEMBERS:
+            archive.extract(member, folder)
+        yield Path(folder)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How many images are attacked at once follows what one costs; the result does not."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from dioptra_assets.robustness.defences import GaussianAugmentation, SpatialSmoo
 from dioptra_assets.robustness.defences.adaptive import defended_model
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.memory import declared_limit, halved, image_bytes, out_of_memory, rows_that_fit
+from dioptra_assets.robustness.model_files import load_model, save_model
 from dioptra_assets.robustness.predictions import predict
 
 
@@ -42,6 +44,13 @@ def test_what_an_image_costs_follows_from_the_layers() -> None:
     assert image_bytes(flat, gradients=False) == own + 4 * 105
     assert image_bytes(nested) >= image_bytes(flat)
     assert image_bytes(build("le_net", (224, 224, 3), 10)) > 50 * image_bytes(build("le_net", (28, 28, 1), 10))
+
+
+def test_a_model_out_of_a_file_costs_what_it_cost_before(tmp_path: Path) -> None:
+    for name in ("le_net", "resnet50"):
+        made = build(name, (32, 32, 3), 10)
+        save_model(made, tmp_path / "model.keras")
+        assert image_bytes(load_model(tmp_path / "model.keras")) == image_bytes(made)
 
 
 def test_behind_noise_an_image_costs_its_draws(model: Any) -> None:
