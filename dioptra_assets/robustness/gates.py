@@ -245,14 +245,15 @@ def _found(gate: Gate, metrics: pd.DataFrame | None, family: str, architecture: 
     rates = rows[gate.metric].astype(float).to_numpy()
     if np.isnan(rates).any():
         return nothing, f"{gate.metric} has no value: no image counts in it"
-    row: Any = rows.iloc[int(rates.argmax() if gate.smaller_is_better else rates.argmin())]
-    count = row["asr_n"] if gate.metric in ("asr", "ra") else row["n"]
-    count = 0 if pd.isna(count) else int(count)
+    counts = rows["asr_n" if gate.metric in ("asr", "ra") else "n"].fillna(0).to_numpy(np.int64)
+    worst = int(rates.argmax() if gate.smaller_is_better else rates.argmin())
+    row: Any = rows.iloc[worst]
     ends = {end: float(row[f"{gate.metric}_{end}"]) for end in ("low", "high")}
-    found = {"value": float(row[gate.metric]), **ends, "n": count}
-    if not 0 <= found["value"] <= 1:
-        return found, f"{gate.metric} is {found['value']:g}, which is no rate"
-    return found, "" if count > 0 else f"{gate.metric} was measured on no image"
+    found = {"value": float(rates[worst]), **ends, "n": int(counts[worst])}
+    # The worst of several is known only where each of them is.
+    for rate in rates[(rates < 0) | (rates > 1)]:
+        return found, f"{gate.metric} is {rate:g}, which is no rate"
+    return found, "" if (counts > 0).all() else f"{gate.metric} was measured on no image"
 
 
 def _own(metrics: pd.DataFrame, family: str, architecture: str, defence: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dioptra_assets.robustness.comparison import Z
@@ -229,6 +229,12 @@ RULES = st.sampled_from(
 )
 
 
+@example(
+    rule="robust_accuracy >= 0",
+    values=[(0.0, math.nan, math.nan, 1, False), (0.0, math.nan, math.nan, 0, False)],
+    wrong=set(),
+    reference=None,
+)
 @settings(deadline=None)
 @given(
     rule=RULES,
