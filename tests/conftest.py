@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from dioptra_assets.launch import Launched, materialize_experiment
 from dioptra_assets.staleness import stale_cells
+from dioptra_assets.step_output import to_the_log_alone
 from resources.cells import Cell, CellStore
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -123,7 +124,8 @@ class Lab:
         """One run of one asset, over a range of partitions where two are given."""
         names = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
         tags: dict[str, str] = dict(zip(names, partitions, strict=True)) if len(partitions) == 2 else {}
-        with self.instance() as instance:
+        # As a launch does it: Dagster would start two processes a step, to mirror what the step writes.
+        with self.instance() as instance, to_the_log_alone():
             return (
                 self.defs()
                 .resolve_implicit_global_asset_job_def()

@@ -84,6 +84,7 @@ class CellContext:
         run_id: the Dagster run.
         guard: to be called last before a value is published; raises where the run has ended.
         log: shows a line in the run's log.
+        report: tells Dagster what a check of another asset, without partitions, has found.
     """
 
     spec: ExperimentSpec
@@ -94,6 +95,7 @@ class CellContext:
     run_id: str
     guard: Callable[[], None]
     log: Callable[[str], None]
+    report: Callable[[dg.AssetCheckResult], None] = lambda _: None
 
     @contextmanager
     def mlflow_run(self) -> Iterator[TrackedRun | None]:
@@ -297,7 +299,17 @@ def cell_asset(
                         run = _tracked(stack, tracking, cells, context, cell, params=params(cell.partition))
                     guard = functools.partial(refuse_ended_run, context)
                     result = compute(
-                        CellContext(spec, cell, cells, tracking, run, context.run_id, guard, context.log.info)
+                        CellContext(
+                            spec,
+                            cell,
+                            cells,
+                            tracking,
+                            run,
+                            context.run_id,
+                            guard,
+                            context.log.info,
+                            _reporter(context),
+                        )
                     )
                     if run and result.metrics:
                         run.log_metrics(result.metrics, result.step)
@@ -356,6 +368,10 @@ def _automation(*, edits: bool) -> dg.AutomationCondition:
         changed |= condition.code_version_changed()
     changed = changed.since(condition.newly_requested() | condition.newly_updated())
     return changed & ~condition.any_deps_missing() & ~condition.any_deps_in_progress() & ~condition.in_progress()
+
+
+def _reporter(context: dg.AssetExecutionContext) -> Callable[[dg.AssetCheckResult], None]:
+    return lambda result: context.instance.report_runless_asset_event(evaluation(context, result, None))
 
 
 def _tracked(
