@@ -123,8 +123,35 @@ def list_experiments(
     table = Table("experiment" if experiment is None else "asset", "cells", "up to date", "stale", "missing")
     for name, states in overview.counted(assets, by_experiment=experiment is None).items():
         counts = [str(states[state]) for state in ("up to date", "stale", "missing")]
-        table.add_row(escape(name), str(sum(states.values())) or "", *counts)
+        wrong = any(one.mistake for one in assets if one.asset.partition("/")[0] == name)
+        table.add_row(escape(name), *(["[red]broken[/red]"] if wrong else [str(sum(states.values())), *counts]))
     console.print(table)
+    for asset in assets:
+        if asset.mistake:
+            _complain(asset.mistake)
+
+
+@app.command()
+def check(
+    experiment: Annotated[
+        str | None,
+        typer.Argument(help="Name of an experiment; all where it is left out.", autocompletion=completion.experiments),
+    ] = None,
+) -> None:
+    """Check experiment files: a sentence for each mistake, and 1 at the end where there is one."""
+    from dioptra_assets.definitions import mistakes
+    from dioptra_assets.launch import UnknownExperimentError
+
+    try:
+        wrong = mistakes(experiment)
+    except UnknownExperimentError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    for sentence in wrong.values():
+        _complain(sentence)
+    if wrong:
+        raise typer.Exit(1)
+    _say(f"{experiment or 'all experiments'}: no mistake was found")
 
 
 @app.command()

@@ -163,7 +163,7 @@ def materialize(
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
         SelectionError: an asset or a cell that the experiment does not have.
-        ExperimentError: when an experiment file is wrong.
+        ExperimentError: when the file of the experiment is wrong.
     """
     from dioptra_assets.definitions import defs
     from dioptra_assets.launch import materialize_experiment
@@ -236,6 +236,7 @@ def _wrong_name(cell: Cell, dimensions: Mapping[str, Mapping[str, list[str]]]) -
 def _dimensions() -> dict[str, dict[str, list[str]]]:
     """Asset -> dimension -> keys of every asset of every experiment, ANY where none are declared."""
     from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+    from dioptra_assets.broken import mistakes
     from dioptra_assets.definitions import defs
     from partitions.keys import partition_of
 
@@ -243,7 +244,10 @@ def _dimensions() -> dict[str, dict[str, list[str]]]:
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
     found: dict[str, dict[str, list[str]]] = {}
+    broken = mistakes(graph)
     for asset in graph.get_all_asset_keys():
+        if asset.path[0] in broken:
+            continue
         names, definition = tuple(graph.get(asset).metadata[DIMENSIONS]), graph.get(asset).partitions_def
         if is_dynamic(definition):
             found[asset.to_user_string()] = dict.fromkeys(names, ANY)

@@ -1,6 +1,5 @@
 """The code location: every experiment below `defs/`, and the resources their assets use."""
 
-import warnings
 from pathlib import Path
 
 import dagster as dg
@@ -9,8 +8,9 @@ from dioptra_assets.assets.cells import IO_MANAGER
 from dioptra_assets.assets.io_manager import StoredCells
 from dioptra_assets.jobs import entry_point_job
 from dioptra_assets.launch import UnknownExperimentError
+from dioptra_assets.loading import load_experiments, mistakes_in
 from dioptra_assets.sensors import nightly_job, registered_model_job
-from partitions.experiment_files import check_files, read_attributes
+from partitions.experiment_files import read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
 from resources.executors import executor
@@ -33,16 +33,13 @@ def code_location(package: Path) -> dg.Definitions:
     """The experiments below the folder `defs` of a project's package, with what they need to run.
 
     By default steps of a run share one process, so a backfill of many cells imports TensorFlow once.
+
+    Raises:
+        ExperimentError: within `dg check defs` alone; else an experiment that is wrong is shown as such.
     """
-    check_files(package / "defs")  # before Dagster reads them
     home.read_env_file()
-    tree = dg.ComponentTree.for_project(path_within_project=package)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        # Of the folder alone: `load_from_defs_folder` also imports every component that any installed package
-        # registers (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
-        experiments = tree.build_defs(package / "defs")
-    own = dg.Definitions(resources=resource_definitions(), executor=executor(), component_tree=tree)
+    experiments = load_experiments(package)
+    own = dg.Definitions(resources=resource_definitions(), executor=executor())
     module = f"{package.name}.definitions"  # where workers find what stands here
     jobs = [
         entry_point_job(lambda: complete, module),
@@ -65,6 +62,20 @@ def experiment_spec(name: str, package: Path = Path(__file__).parent) -> Experim
         known = sorted(folder.parent.name for folder in path.parent.parent.glob("*/defs.yaml"))
         raise UnknownExperimentError(f"there is no experiment {name!r}, there are {', '.join(known)}")
     return parse_experiment(name, read_attributes(path))
+
+
+def mistakes(name: str | None = None, package: Path = Path(__file__).parent) -> dict[str, str]:
+    """Name of each experiment that cannot be loaded -> what is wrong with its file; of all, or of one.
+
+    Raises:
+        UnknownExperimentError: when there is no such experiment.
+    """
+    found = mistakes_in(package)
+    if name is None:
+        return found
+    if name not in found:
+        experiment_spec(name, package)
+    return {one: sentence for one, sentence in found.items() if one == name}
 
 
 @dg.definitions

@@ -188,19 +188,23 @@ def orphaned_mlflow_runs(client: Any, store: CellStore, found: Rubbish, experime
 
 
 def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str] | None]:
-    """What the experiment files declare, as :func:`rubbish` takes it.
+    """What the experiment files declare, as :func:`rubbish` takes it; nothing of an experiment whose file is wrong.
 
     Raises:
+        ExperimentError: when the file of the experiment that is asked for is wrong.
         UnknownExperimentError: when there is no such experiment.
     """
     from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+    from dioptra_assets.broken import mistakes, refuse_broken
     from dioptra_assets.launch import UnknownExperimentError
     from partitions.keys import partition_of
 
+    refuse_broken(graph, experiment)
+    broken = mistakes(graph)
     declared: dict[str, Collection[str] | None] = {}
     for key in graph.get_all_asset_keys():
         definition, asset = graph.get(key).partitions_def, key.to_user_string()
-        if experiment and key.path[0] != experiment:
+        if (experiment and key.path[0] != experiment) or key.path[0] in broken:
             continue
         if is_dynamic(definition):
             declared[asset] = None

@@ -20,6 +20,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
 from dioptra_assets.backlog import tell_mlflow
+from dioptra_assets.broken import refuse_broken
 from dioptra_assets.interrupts import closing, noticed, saying
 from dioptra_assets.leftovers import clear_leftovers, end_led_runs, leader
 from dioptra_assets.selection import Selected, expected, select
@@ -124,10 +125,12 @@ def materialize_experiment(
 
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
+        ExperimentError: when the file of the experiment is wrong.
         SelectionError: an asset or a cell that there is not.
         StoreError: when the store does not answer, before anything is computed.
     """
     graph = defs.resolve_asset_graph()
+    refuse_broken(graph, experiment)
     levels = graph.toposorted_asset_keys_by_level
     keys = [key for level in levels for key in sorted(level) if key.path[0] == experiment]
     if not keys:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from dagster._core.definitions.partitions.context import partition_loading_context
 
+from dioptra_assets.broken import mistakes, refuse_broken
 from dioptra_assets.definitions import defs
 from dioptra_assets.launch import UnknownExperimentError, cells_of, to_compute
 from resources import home
@@ -23,28 +24,37 @@ class AssetOverview:
     Attributes:
         asset: its key with slashes.
         states: path of each cell -> its state.
+        mistake: what is wrong with the file of its experiment, which could not be loaded then.
     """
 
     asset: str
     states: Mapping[str, State]
+    mistake: str = ""
 
 
 def assets(experiment: str | None = None) -> list[AssetOverview]:
     """Every asset of an experiment, or of all of them, in the order of the graph.
 
     Raises:
+        ExperimentError: when the file of the experiment that is asked for is wrong.
         UnknownExperimentError: when there is no such experiment.
     """
     store, found = CellStore(home.store_url()), []
     with warnings.catch_warnings(), home.instance() as instance, partition_loading_context(None, instance):
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
+        broken = mistakes(graph)
+        refuse_broken(graph, experiment or "")
         keys = [key for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
         known = sorted({key.path[0] for key in keys})
         if experiment is not None and experiment not in known:
             raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
         for key in keys:
-            if experiment in (None, key.path[0]):
+            if experiment not in (None, key.path[0]):
+                continue
+            if key.path[0] in broken:
+                found.append(AssetOverview(key.to_user_string(), {}, broken[key.path[0]]))
+            else:
                 cells = cells_of(graph, key, None)
                 due = to_compute(graph, key, cells, instance, store).values()
                 held = store.found(list(due))

@@ -178,16 +178,26 @@ class ExperimentSpec:
         return {"evasion": self.attacks, "poisoning": self.poisonings, "inversion": self.inversions}[family]
 
 
+def check_name(name: str) -> None:
+    """Refuse the name of an experiment's folder by which Dagster could not group assets.
+
+    Raises:
+        ExperimentError: naming it and what is allowed.
+    """
+    if not re.fullmatch("[A-Za-z0-9_]{1,100}", name):
+        raise ExperimentError(
+            f"experiment {name!r}: the name of its folder is not allowed, it takes 1 to 100 of A-Z a-z 0-9 _"
+        )
+
+
 def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec:
     """Check everything that an experiment file says.
 
     Raises:
         ExperimentError: a sentence for each mistake, with experiment, entry, field, value and what is allowed.
     """
+    check_name(name)
     where = f"experiment {name!r}"
-    # A Dagster group takes no other characters.
-    if not re.fullmatch("[A-Za-z0-9_]{1,100}", name):
-        raise ExperimentError(f"{where}: the name of its folder is not allowed, it takes 1 to 100 of A-Z a-z 0-9 _")
     file = validate(ExperimentFile, attributes, where)
     source = _data_source(file.data, where)
     _check_declared(file, where)

@@ -1,13 +1,14 @@
 """The command line: results on stdout, an expected failure as one line on stderr, and an exit code."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets import cli, definitions
-from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, Lab
+from dioptra_assets import cli, definitions, overview
+from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, Lab, skeleton
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,44 @@ def test_a_wrong_experiment_file_is_its_sentence(blank: Lab, call, monkeypatch: 
     monkeypatch.setattr(definitions, "defs", blank.defs)
     sentence = "experiment 'tiny', attacks entry 'fgm', field 'eps': -1 is not allowed, it must be greater than 0"
     assert call("materialize", "tiny") == (1, [], [sentence])
+
+
+@pytest.fixture
+def one_wrong(looking: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A project whose experiment `tiny` is materialized, and whose experiment `wrong` has a mistake."""
+    project = skeleton(tmp_path / "with_a_mistake")
+    project.write(EXPERIMENT)
+    project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1}}}, "wrong")
+    package = project.folder / project.module
+    monkeypatch.setattr(definitions, "defs", project.defs)
+    monkeypatch.setattr(definitions, "mistakes", partial(definitions.mistakes, package=package))
+    monkeypatch.setattr(overview, "defs", project.defs)
+    return project
+
+
+SENTENCE = "experiment 'wrong', attacks entry 'fgm', field 'eps': -1 is not allowed, it must be greater than 0"
+
+
+def test_a_mistake_in_another_experiment_is_listed_and_does_not_stop_this_one(one_wrong: Lab, call) -> None:
+    code, out, _ = call("materialize", "tiny")
+    assert (code, out[-1]) == (0, f"0 cells computed, {CELLS} were up to date")
+    code, out, err = call("list")
+    assert (code, err) == (0, [SENTENCE])
+    assert any("wrong" in line and "broken" in line for line in out)
+    assert any("tiny" in line and str(CELLS) in line for line in out)
+
+
+@pytest.mark.parametrize("command", ["materialize", "list", "check"])
+def test_the_broken_experiment_itself_is_its_sentence(one_wrong: Lab, call, command: str) -> None:
+    assert call(command, "wrong") == (1, [], [SENTENCE])
+
+
+def test_check_says_each_mistake_and_nothing_else(one_wrong: Lab, call) -> None:
+    assert call("check") == (1, [], [SENTENCE])
+    assert call("check", "tiny") == (0, ["tiny: no mistake was found"], [])
+    assert call("check", "tyni") == (2, [], ["there is no experiment 'tyni', there are tiny, wrong"])
+    one_wrong.write(EXPERIMENT, "wrong")
+    assert call("check") == (0, ["all experiments: no mistake was found"], [])
 
 
 def test_transfer_prints_every_model_on_the_images_made_on_every_model(looking: Lab, call) -> None:
