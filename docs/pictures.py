@@ -1,6 +1,6 @@
 """Take the pictures of the documentation: `make pictures`, after `make demo`.
 
-Starts a Dagster web server on the home folder, photographs what a person sees, and stops it again.
+Starts the guarded web server on the home folder, photographs what a person sees, and stops it again.
 """
 
 import os
@@ -15,10 +15,11 @@ import dagster as dg
 from playwright.sync_api import Page, sync_playwright
 
 import dioptra_assets as da
+from benchmarks.clusters import free_port
 from resources import home
 
 IMAGES = Path(__file__).parent / "images"
-PORT = 3987
+PORT = free_port()
 SERVER = f"http://127.0.0.1:{PORT}"
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 
@@ -26,7 +27,7 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 def main() -> None:
     """Write every picture to `docs/images`."""
     IMAGES.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(PORT), "-w", "workspace.yaml"]
+    command = [sys.executable, "-m", "dioptra_assets.ui", "-h", "127.0.0.1", "-p", str(PORT), "-w", "workspace.yaml"]
     server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(home.home())})
     try:
         _wait_for(f"{SERVER}/server_info")
