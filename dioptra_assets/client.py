@@ -16,6 +16,7 @@ import pandas as pd
 
 from dioptra_assets.assets.values import Report, value_of
 from dioptra_assets.submit import Job, get_job_by_id, submit_job
+from partitions.configs import ExperimentError
 from resources import home, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
@@ -189,7 +190,7 @@ def _cells(store: CellStore, prefix: str) -> list[Cell]:
 def _refuse_unknown(name: str, store: CellStore) -> None:
     """Refuse a name that is neither of an experiment or an asset, nor of anything that was stored."""
     try:
-        declared = set(_dimensions())
+        declared = set(_dimensions(name))
     except Exception:  # noqa: BLE001 - a wrong experiment file must not hide what is stored
         return
     known = declared | {cell.asset for cell in _cells(store, "")}
@@ -202,7 +203,9 @@ def _refuse_unknown(name: str, store: CellStore) -> None:
 def _why_missing(cell: Cell) -> str:
     """What stands in the way of loading a cell: it is not computed yet, or no experiment has it under that name."""
     try:
-        dimensions = _dimensions()
+        dimensions = _dimensions(cell.asset)
+    except ExperimentError as error:
+        return f"{cell} has not been materialized, and its experiment cannot be loaded: {error}"
     except Exception:  # noqa: BLE001 - a wrong experiment file must not hide that a cell is missing
         return missing_message(cell)
     if wrong := _wrong_name(cell, dimensions):
@@ -233,10 +236,14 @@ def _wrong_name(cell: Cell, dimensions: Mapping[str, Mapping[str, list[str]]]) -
     return None
 
 
-def _dimensions() -> dict[str, dict[str, list[str]]]:
-    """Asset -> dimension -> keys of every asset of every experiment, ANY where none are declared."""
+def _dimensions(asked: str) -> dict[str, dict[str, list[str]]]:
+    """Asset -> dimension -> keys of every asset of every experiment, ANY where none are declared.
+
+    Raises:
+        ExperimentError: when the file of the experiment that is asked for is wrong.
+    """
     from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
-    from dioptra_assets.broken import mistakes
+    from dioptra_assets.broken import mistakes, refuse_broken
     from dioptra_assets.definitions import defs
     from partitions.keys import partition_of
 
@@ -244,6 +251,7 @@ def _dimensions() -> dict[str, dict[str, list[str]]]:
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
     found: dict[str, dict[str, list[str]]] = {}
+    refuse_broken(graph, asked.partition("/")[0])
     broken = mistakes(graph)
     for asset in graph.get_all_asset_keys():
         if asset.path[0] in broken:

@@ -78,6 +78,7 @@ def one_wrong(looking: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     project.write(EXPERIMENT)
     project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1}}}, "wrong")
     package = project.folder / project.module
+    monkeypatch.syspath_prepend(str(project.folder))
     monkeypatch.setattr(definitions, "defs", project.defs)
     monkeypatch.setattr(definitions, "mistakes", partial(definitions.mistakes, package=package))
     monkeypatch.setattr(overview, "defs", project.defs)

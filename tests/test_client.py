@@ -236,9 +236,11 @@ def test_a_wrong_experiment_file_does_not_hide_that_a_cell_is_missing(
 ) -> None:
     blank.write_text("type: dioptra_assets.experiment.Experiment\nattributes: {}\n")
     monkeypatch.setattr(definitions, "defs", blank.defs)
-    assert (
-        missing("tiny/report") == "tiny/report has not been materialized: `dg launch --assets 'tiny/report'` makes it"
+    assert missing("tiny/report") == (
+        "tiny/report has not been materialized, and its experiment cannot be loaded: experiment 'tiny', field 'data': a"
+        " value is required"
     )
+    assert len(da.cells("tiny")) == 0, "its name is no wrong one"
 
 
 def test_a_damaged_cell_is_an_error_and_not_a_missing_one(lab: Lab) -> None:
