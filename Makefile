@@ -20,7 +20,7 @@ MLFLOW_PORT ?= 5000
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-all lint format bench lock pictures clean
+.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-quick test-all lint format bench lock pictures clean
 
 setup: .venv/.installed $(if $(GPU),.venv/.gpu)
 
@@ -59,6 +59,9 @@ services-down: setup  ## Stop them, and wait until they are gone; data and setti
 
 services-restart: setup  ## Stop them and start them again.
 	$(BIN)/python -m services restart
+
+test-quick: setup  ## Within a minute on two cores: what needs no training, no Dagster run, no server and no browser.
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "quick and not heavy and not slow" $$(grep -rl --include='test_*.py' 'pytest.mark.quick' tests)
 
 test: setup  ## The fast tests, within ten minutes on two cores.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"

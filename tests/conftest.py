@@ -1,14 +1,16 @@
 """One small experiment, materialized once a test session, and copies of it that a test may do anything with."""
 
+import functools
 import hashlib
 import importlib
 import json
 import os
 import shutil
+import socket
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from filelock import FileLock
 
 from dioptra_assets.launch import Launched, materialize_experiment
+from dioptra_assets.robustness import training
 from dioptra_assets.staleness import stale_cells
 from dioptra_assets.step_output import to_the_log_alone
 from resources.cells import Cell, CellStore
@@ -225,6 +228,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """While one process makes the experiment that files share, others have files that do without."""
     sharing = [item.path for item in items if "finished" in getattr(item, "fixturenames", ())]
     items.sort(key=lambda item: item.path in sharing and item.path != sharing[0])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Hold what is marked `quick` to what the word says, fixtures too."""
+    if item.get_closest_marker("quick") is None or item.get_closest_marker("heavy"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for owner, name, what in (
+            (training, "train", "trains a model"),
+            (dg.DagsterInstance, "create_run", "starts a Dagster run"),
+            (socket.socket, "listen", "starts a server"),
+        ):
+            monkeypatch.setattr(owner, name, functools.partial(pytest.fail, f"marked quick, and it {what}"))
+        return (yield)
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:

@@ -13,6 +13,8 @@ from syrupy.assertion import SnapshotAssertion
 
 from tests.conftest import ROOT, SETTINGS
 
+pytestmark = pytest.mark.quick
+
 HEAVY = [
     "tensorflow",
     "keras",

@@ -13,6 +13,8 @@ import pytest
 
 from docs import records, reference
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("dioptra_assets", "partitions", "resources")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

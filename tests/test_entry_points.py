@@ -22,6 +22,8 @@ from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBa
 from dioptra_assets.robustness.training import TrainingRecipe
 from docs import parity
 
+pytestmark = pytest.mark.quick
+
 DEFENDING = "data_dir model model_architecture batch_size load_dataset_from_mlruns dataset_run_id dataset_tar_name"
 DEFENDING += " dataset_name seed"
 STORED = "load_dataset_from_mlruns training_dataset_run_id"

@@ -16,6 +16,8 @@ from dioptra_assets.broken import mistakes
 from partitions.configs import ExperimentError
 from tests.conftest import EXPERIMENT, Lab, skeleton
 
+pytestmark = pytest.mark.quick
+
 ATTACK = "experiment 'tiny', attacks entry 'fgm', field"
 
 
@@ -267,6 +269,7 @@ def test_cells_of_a_broken_experiment_are_not_taken_for_those_of_removed_entries
         housekeeping.declared_cells(graph, "tiny")
 
 
+@pytest.mark.heavy
 def test_dg_check_defs_shows_the_sentence(project: Lab) -> None:
     project.write(EXPERIMENT, "sound")
     project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1}}})

@@ -14,6 +14,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from dioptra_assets.guard import Guard, token_of
 from resources.executors import SettingError
 
+pytestmark = pytest.mark.quick
+
 TOKEN = "0123456789abcdef0123456789abcdef"
 HERE = "http://127.0.0.1:3001"
 SOCKET = "ws://127.0.0.1:3001/graphql"

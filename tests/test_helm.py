@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "tests" / "data" / "helm" / "dagster-user-deployments.values.schema.json"
 DOCUMENT = ROOT / "docs" / "executors.md"

@@ -8,6 +8,8 @@ import pytest
 from dioptra_assets.selection import SelectionError, expected, select
 from tests import made_up_cells as made_up
 
+pytestmark = pytest.mark.quick
+
 ORDER = ("training_set", "testing_set", "model", "adversarial_set")
 KEYS = [dg.AssetKey(["made_up", name]) for name in ORDER]
 

@@ -11,6 +11,8 @@ from partitions.architectures import training_recipes
 from partitions.attacks import attack_configs, attack_document, attack_of
 from partitions.configs import ExperimentError, config_hash
 
+pytestmark = pytest.mark.quick
+
 
 def attacks(**entries: Any) -> dict[str, Any]:
     return attack_configs("digits", "evasion", entries)

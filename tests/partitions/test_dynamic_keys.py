@@ -23,6 +23,8 @@ from partitions.configs import ExperimentError
 from partitions.dynamic_keys import config_key, is_short, parse_config_key, parse_value
 from partitions.keys import is_key
 
+pytestmark = pytest.mark.quick
+
 ModelOf = Callable[[str, dict[str, Any]], tuple[type[Any], dict[str, Any]]]
 
 

@@ -9,6 +9,8 @@ from partitions import experiment_files
 from partitions.configs import ExperimentError
 from partitions.experiment_files import check_file, check_files, read_attributes
 
+pytestmark = pytest.mark.quick
+
 GOOD = "type: x\nattributes:\n  seed: 7\n"
 
 

@@ -11,6 +11,8 @@ from partitions.configs import ExperimentError, one_of
 from partitions.experiment_files import check_file, read_attributes
 from partitions.experiments import SOURCES, ExperimentFile, parse_experiment
 
+pytestmark = pytest.mark.quick
+
 SHIPPED = sorted((Path(__file__).parents[2] / "dioptra_assets" / "defs").glob("*/defs.yaml"))
 
 GOOD = """

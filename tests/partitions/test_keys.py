@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from partitions.keys import is_key, key_text, partition_key_of, partition_of
 
+pytestmark = pytest.mark.quick
+
 ALPHABET = "ABCXYZabcxyz0189_.@=-"
 
 

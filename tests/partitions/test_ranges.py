@@ -3,10 +3,13 @@
 import time
 
 import dagster as dg
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from partitions.ranges import ranges
+
+pytestmark = pytest.mark.quick
 
 ROWS, COLUMNS = [f"n{number}" for number in range(4)], [f"k{number}" for number in range(6)]
 CELLS = [(row, column) for row in ROWS for column in COLUMNS]

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from resources import compute
 
+pytestmark = pytest.mark.quick
+
 
 def test_the_device_is_set_up_once_a_process_not_once_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []

@@ -23,6 +23,8 @@ from resources.image_store import read_image_set, write_image_set
 from resources.tables import table_hash
 from tests.resources.test_cells import Bomb, snapshot
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[2]
 CELL = Cell("digits/adversarial_set", {"architecture": "le_net", "attack": "fgm_0.3"})
 SHAPE = (6, 5, 3)
@@ -261,6 +263,7 @@ def test_a_damaged_file_of_a_set_is_an_error_that_names_it(store: CellStore, nam
     read_everything(store)
 
 
+@pytest.mark.heavy
 def test_every_byte_of_a_shard_counts(store: CellStore, monkeypatch: pytest.MonkeyPatch):
     """No flipped bit gives other pixels; the few that a frame does not use are still found by `verify`."""
     monkeypatch.setattr(image_store, "CHUNK_BYTES", 4 * 16)
@@ -353,6 +356,7 @@ def test_a_set_is_never_decoded_in_another_way_than_it_was_written(store: CellSt
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_writing_and_reading_a_set_takes_memory_for_shards_and_not_for_the_set(tmp_path: Path):
     """A set of 384 MB, written and read by a process that may not grow by 280 MB."""
     code = """

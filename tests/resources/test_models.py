@@ -15,6 +15,8 @@ from resources.cells import Cell, CellStore, DamagedCellError
 from resources.models import read_history, read_model, write_model
 from tests.resources.test_cells import Bomb, snapshot
 
+pytestmark = pytest.mark.quick
+
 if TYPE_CHECKING:
     import keras
 

@@ -13,6 +13,8 @@ from resources.cells import Cell, CellStore
 from resources.tables import from_parquet, packed, read_table, read_tables, table_hash, to_parquet, write_table
 from tests.resources.test_cells import snapshot
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[2]
 CELL = Cell("digits/evasion_examples", {"architecture": "le_net", "attack": "fgm_0.3"})
 

@@ -4,6 +4,8 @@ import pytest
 
 from dioptra_assets.robustness.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
 
+pytestmark = pytest.mark.quick
+
 
 def examples(right: list[bool], source: str = "le_net") -> pd.DataFrame:
     """An example table with a row of the model itself and one of another model for each image."""

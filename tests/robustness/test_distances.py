@@ -12,6 +12,8 @@ from dioptra_assets.robustness.distances import DISTANCE_COLUMNS, image_distance
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
 
+pytestmark = pytest.mark.quick
+
 
 def _pair(n: int = 6) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)

@@ -7,6 +7,8 @@ import pytest
 from dioptra_assets.robustness.distances import DISTANCE_COLUMNS
 from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, example_table
 
+pytestmark = pytest.mark.quick
+
 IDS = ["a", "b", "c", "d"]
 LABELS = [0, 1, 2, 1]
 

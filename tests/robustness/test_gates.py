@@ -23,6 +23,8 @@ from dioptra_assets.robustness.gates import (
 )
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
 
+pytestmark = pytest.mark.quick
+
 
 def evasion(*rows: dict[str, Any]) -> pd.DataFrame:
     """Rows of a metric table; what a row leaves out is of le_net itself, without a defence."""

@@ -19,6 +19,8 @@ from PIL import Image
 
 from dioptra_assets.robustness.image_set import ImageSet, encode_png, tile, to_uint8
 
+pytestmark = pytest.mark.quick
+
 
 class Counting:
     """Pixels that remember which ranges were asked for."""

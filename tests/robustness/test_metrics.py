@@ -23,6 +23,8 @@ from dioptra_assets.robustness.metrics import (
     transfer_matrix,
 )
 
+pytestmark = pytest.mark.quick
+
 NAMES = tuple("abcd")
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from dioptra_assets.robustness import plots
 
+pytestmark = pytest.mark.quick
+
 HOSTILE = "$\\frac{1}$ _<script>"
 
 

@@ -9,6 +9,8 @@ from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.predictions import MAX_PROBABILITY_CLASSES, predict
 
+pytestmark = pytest.mark.quick
+
 CLASSES = ("zero", "one", "two")
 
 

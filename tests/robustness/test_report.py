@@ -12,6 +12,8 @@ from PIL import Image
 from dioptra_assets.robustness.report import ReportData, lowest, rate, render_report
 from dioptra_assets.robustness.worst_case import WORST_CASE_COLUMNS
 
+pytestmark = pytest.mark.quick
+
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br"}
 BLOCKS = {"td", "th", "dt", "dd", "li", "caption"}

@@ -10,6 +10,8 @@ from dioptra_assets.robustness.report import MOST_ROWS, SHOWN_ROWS, ReportData, 
 from dioptra_assets.robustness.report_document import report_document, schema, to_json
 from tests.robustness.test_report import report_data
 
+pytestmark = pytest.mark.quick
+
 
 def read(data: ReportData) -> dict:
     content = to_json(report_document(data))

@@ -21,6 +21,8 @@ from dioptra_assets.robustness.sanity import (
     sanity_checks,
 )
 
+pytestmark = pytest.mark.quick
+
 N = 1000
 NO_NOISE = pd.DataFrame(columns=["target", "norm", "eps", "robust_accuracy", "n"])
 CONFIGS = {

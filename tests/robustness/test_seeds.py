@@ -1,10 +1,13 @@
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dioptra_assets.robustness.seeds import MAX_SEED, derive_seed
+
+pytestmark = pytest.mark.quick
 
 names = st.lists(st.text(alphabet=st.characters(exclude_characters="\0", codec="utf-8"), max_size=8), max_size=4)
 

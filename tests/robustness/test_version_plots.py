@@ -9,6 +9,8 @@ from PIL import Image
 
 from dioptra_assets.robustness.version_plots import version_curves
 
+pytestmark = pytest.mark.quick
+
 
 def versions(names: int = 1, versions: int = 3, attacks: int = 2, robust: float = 0.5) -> pd.DataFrame:
     rows = [

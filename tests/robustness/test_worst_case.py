@@ -7,6 +7,8 @@ import pytest
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ProjectedGradientDescent
 from dioptra_assets.robustness.worst_case import WORST_CASE_COLUMNS, WORST_CASE_INPUTS, WorstCase, threat
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = {
     "fgm_0.1": FastGradientMethod(eps=0.1),
     "fgm_0.3": FastGradientMethod(eps=0.3),

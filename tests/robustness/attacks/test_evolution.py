@@ -10,6 +10,8 @@ import pytest
 from dioptra_assets.robustness.attacks import evolution
 from dioptra_assets.robustness.attacks.evolution import CmaEs, DifferentialEvolution
 
+pytestmark = pytest.mark.quick
+
 STRATEGIES: list[Any] = [CmaEs, DifferentialEvolution]
 Function = Callable[[np.ndarray], np.ndarray]
 

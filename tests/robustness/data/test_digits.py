@@ -8,6 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 from dioptra_assets.robustness.data import AnySource, DataSource, DigitsSource
 from dioptra_assets.robustness.image_set import ImageSet
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def splits() -> tuple[ImageSet, ImageSet]:

@@ -16,6 +16,8 @@ from dioptra_assets.robustness.data import DataError, ImageFolderSource, base
 from dioptra_assets.robustness.data.image_file import decode
 from dioptra_assets.robustness.data.image_folder import imagenet_classes
 
+pytestmark = pytest.mark.quick
+
 
 def _picture(seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:
     """Noise of (width, height), so that every pixel can tell."""

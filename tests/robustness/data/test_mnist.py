@@ -13,6 +13,8 @@ import pytest
 from dioptra_assets.robustness.data import DataError, MnistSource, Split, base, mnist
 from dioptra_assets.robustness.image_set import to_uint8
 
+pytestmark = pytest.mark.quick
+
 # As published beside the files; the module itself checks sha256.
 PUBLISHED_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -170,6 +172,7 @@ def test_the_data_variable_is_looked_in_first(small: Path, tmp_path: Path, monke
     assert len(MnistSource().load("testing")) == SIZES["testing"]
 
 
+@pytest.mark.heavy
 def test_a_download_happens_once_and_only_for_the_split_asked_for(mirror: _Mirror, cache: Path) -> None:
     assert len(MnistSource().load("testing")) == SIZES["testing"]
     assert sorted(mirror.requests) == ["/t10k-images-idx3-ubyte.gz", "/t10k-labels-idx1-ubyte.gz"]
@@ -178,11 +181,13 @@ def test_a_download_happens_once_and_only_for_the_split_asked_for(mirror: _Mirro
     assert sorted(path.name for path in cache.iterdir()) == ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
 
 
+@pytest.mark.heavy
 def test_a_second_mirror_serves_when_the_first_is_down(mirror: _Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist, "MIRRORS", (f"{mirror.address}nowhere/", mirror.address))
     assert len(MnistSource().load("testing")) == SIZES["testing"]
 
 
+@pytest.mark.heavy
 def test_a_changed_download_is_refused_and_not_kept(mirror: _Mirror, small: Path, cache: Path) -> None:
     (small / "t10k-images-idx3-ubyte.gz").write_bytes(b"changed")
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz of MNIST could not be fetched.*hash"):

@@ -21,6 +21,8 @@ from dioptra_assets.robustness.defences import (
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
 
+pytestmark = pytest.mark.quick
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "median 3": {"method": "spatial_smoothing"},
     "median 4": {"method": "spatial_smoothing", "window_size": 4},

@@ -6,6 +6,8 @@ from pydantic import ValidationError
 
 from dioptra_assets.robustness.defences import GaussianAugmentation
 
+pytestmark = pytest.mark.quick
+
 GREY = np.full((50, 20, 20, 1), 0.5, np.float32)
 ROWS = np.arange(50)
 

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from dioptra_assets.robustness.defences import JpegCompression, jpeg
 from dioptra_assets.robustness.image_set import to_uint8
 
+pytestmark = pytest.mark.quick
+
 SHAPES = [(28, 28, 1), (17, 31, 3), (8, 24, 1), (9, 1, 1), (20, 13, 2), (5, 7, 4), (1, 1, 3), (64, 48, 3)]
 
 

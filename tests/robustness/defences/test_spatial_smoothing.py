@@ -6,6 +6,8 @@ from art.defences.preprocessor import SpatialSmoothing as ArtSpatialSmoothing
 
 from dioptra_assets.robustness.defences import SpatialSmoothing
 
+pytestmark = pytest.mark.quick
+
 
 def smooth(images: np.ndarray, window_size: int) -> np.ndarray:
     return SpatialSmoothing(window_size=window_size).transform(images, rows=np.arange(len(images)), seed=0)

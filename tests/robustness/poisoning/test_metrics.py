@@ -18,6 +18,8 @@ from dioptra_assets.robustness.poisoning import (
     poisoning_metrics,
 )
 
+pytestmark = pytest.mark.quick
+
 CONFIG = BaselineBackdoor(target_class=2, poison_fraction=0.1)
 CELL: dict[str, Any] = {"architecture": "le_net", "attack": "baseline_0.1", "model_kind": "poisoned"}
 LABELS = [0, 0, 1, 1, 1, 2, 2, 2]

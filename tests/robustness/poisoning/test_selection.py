@@ -24,6 +24,8 @@ from dioptra_assets.robustness.poisoning import (
 from dioptra_assets.robustness.training import split_rows
 from tests.robustness.poisoning.conftest import collect
 
+pytestmark = pytest.mark.quick
+
 TARGET = 3
 CONFIGS = [
     BaselineBackdoor(target_class=TARGET, poison_fraction=0.1),

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from dioptra_assets.robustness.image_set import to_uint8
 from dioptra_assets.robustness.poisoning import Trigger
 
+pytestmark = pytest.mark.quick
+
 BLACK = np.zeros((2, 6, 8, 1), np.float32)
 
 
