@@ -19,7 +19,6 @@ def rows(quick: bool = False) -> list[Pair]:
     """What was measured."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DAGSTER_HOME"] = folder
-        Path(folder, "dagster.yaml").write_text("telemetry: {enabled: false}\n")
         return _rows(Path(folder), quick)
 
 
@@ -32,6 +31,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     from dioptra_assets.launch import materialize_experiment
     from dioptra_assets.robustness.attacks import perturb_set
     from partitions.experiments import parse_experiment
+    from resources import home
     from resources.cells import Cell, CellStore
     from resources.image_store import read_image_set
     from resources.models import read_model
@@ -56,7 +56,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     def begun(line: str) -> None:
         started[line] = time.perf_counter()  # the lines of the log arrive as each asset begins
 
-    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+    with home.instance() as instance:
         materialize_experiment(defs, "bench", instance=instance, store=store, log=begun)
     ends = [*list(started.values())[1:], time.perf_counter()]
     seconds = {line.split(":")[0]: end - begin for (line, begin), end in zip(started.items(), ends, strict=True)}

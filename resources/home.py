@@ -59,11 +59,13 @@ def instance() -> "Iterator[DagsterInstance]":
     from dagster import DagsterInstance
     from dagster._core.instance.ref import InstanceRef
 
+    from resources.sqlite import with_kept_connections
+
     folder, root = home(), project_root()
     folder.mkdir(parents=True, exist_ok=True)
     if root and not (folder / "dagster.yaml").exists():
         shutil.copy(root / "dagster.yaml", folder)
-    with DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as opened:
+    with DagsterInstance.from_ref(with_kept_connections(InstanceRef.from_dir(str(folder)), str(folder))) as opened:
         yield opened
 
 

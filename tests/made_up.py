@@ -32,9 +32,7 @@ NEEDED = [
     "dioptra_assets.definitions",
     "dioptra_assets.experiment",
     "dioptra_assets.robustness.training",
-    "dagster._core.storage.runs.sqlite",
-    "dagster._core.storage.schedules.sqlite",
-    "dagster._core.storage.event_log.sqlite.consolidated_sqlite_event_log",
+    "resources.sqlite",
     "dagster._core.storage.local_compute_log_manager",
     "dagster._core.storage.root",
     "alembic.command",
@@ -61,13 +59,7 @@ NEEDED = [
     "dioptra_assets.records.croissant",
     "dioptra_assets.records.model_card",
 ]
-EVENT_LOG = """
-event_log_storage:
-  module: dagster._core.storage.event_log
-  class: ConsolidatedSqliteEventLogStorage
-  config:
-    base_dir: {env: DAGSTER_HOME}
-
+NO_COMPUTE_LOGS = """
 compute_logs:
   module: dagster._core.storage.noop_compute_log_manager
   class: NoOpComputeLogManager
@@ -112,7 +104,7 @@ class Home:
     def new(cls, folder: Path) -> "Home":
         folder.mkdir(parents=True)
         # One database for all runs, where Dagster's default sets one up for each; and no files of what steps print.
-        settings = (ROOT / "dagster.yaml").read_text() + EVENT_LOG
+        settings = (ROOT / "dagster.yaml").read_text() + NO_COMPUTE_LOGS
         (folder / "dagster.yaml").write_text(settings)
         return cls(folder)
 
@@ -338,9 +330,6 @@ def _pixels(image_set: Any) -> str:
 
 def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     """Put what is made up in the place of what costs time, in this process."""
-    from dagster._core.storage.event_log.sqlite import consolidated_sqlite_event_log
-    from dagster._core.storage.runs.sqlite import sqlite_run_storage
-
     from dioptra_assets.robustness import plots, predictions, training
     from dioptra_assets.robustness.attacks import perturb_set
     from dioptra_assets.robustness.attacks.base import AttackedBatch
@@ -352,9 +341,6 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     from resources.tracking import Tracking, TrackingUnavailable
 
     away = folder / "mlflow_is_away"
-    # Dagster makes an engine for every question, and SQLAlchemy compiles its statements anew for each.
-    for module in (consolidated_sqlite_event_log, sqlite_run_storage):
-        module.create_engine = _once_an_address(module.create_engine)  # type: ignore[attr-defined]
 
     def train(recipe: Any, training_set: Any, *, seed: int, **_: Any) -> training.TrainedModel:
         if recipe.learning_rate > 1:
@@ -437,22 +423,6 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     for name, value in list(vars(plots).items()):
         if callable(value) and getattr(value, "__module__", "") == plots.__name__ and not name.startswith("_"):
             _replace(value, _plot)
-
-
-def _once_an_address(create_engine: Callable[..., Any]) -> Callable[..., Any]:
-    from sqlalchemy import event
-    from sqlalchemy.pool import QueuePool
-
-    engines: dict[str, Any] = {}
-
-    def engine(address: str, **options: Any) -> Any:
-        if address not in engines:
-            engines[address] = create_engine(address, **{**options, "poolclass": QueuePool})
-            # A process that is killed loses nothing by it, a machine might.
-            event.listen(engines[address], "connect", lambda opened, _: opened.execute("PRAGMA synchronous = OFF"))
-        return engines[address]
-
-    return engine
 
 
 def _first(image_set: Any) -> Any:

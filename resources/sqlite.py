@@ -1,0 +1,139 @@
+"""Dagster's storage in SQLite, with connections that stay open.
+
+Dagster opens a database anew for each question, and SQLite does the most when the last connection to one is closed: it
+moves what was written from the log into the database, and deletes the log. Here a connection is used again. The tables,
+the files and all that is asked of them are Dagster's own.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cachetools import LRUCache
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._serdes import ConfigurableClassData
+from sqlalchemy import Connection, Engine, create_engine, event
+
+# Each run has a database of its own for its log.
+RUNS_KEPT_OPEN = 16
+
+
+class _Engines(LRUCache[tuple[int, str], Engine]):
+    """Engines by process and database: a connection is not for the child of the process that opened it."""
+
+    def popitem(self) -> tuple[tuple[int, str], Engine]:
+        key, engine = super().popitem()
+        engine.dispose()
+        return key, engine
+
+
+class _Kept:
+    """The open databases of a storage."""
+
+    def __init__(self) -> None:
+        self._engines = _Engines(RUNS_KEPT_OPEN)
+        self._lock = threading.Lock()
+
+    def engine(self, url: str) -> Engine:
+        """The engine of a database, made when it is first asked for."""
+        key = os.getpid(), url
+        with self._lock:
+            if key not in self._engines:
+                engine = create_engine(url, max_overflow=-1, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+                event.listen(engine, "connect", _synchronous)
+                self._engines[key] = engine
+            return self._engines[key]
+
+    def close(self) -> None:
+        """Close what this process has opened."""
+        with self._lock:
+            for (process, _), engine in self._engines.items():
+                engine.dispose(close=process == os.getpid())
+            self._engines.clear()
+
+
+def _synchronous(connection: Any, _: Any) -> None:
+    """Do not wait for the disk at each event: its log keeps SQLite sound, and a power cut loses the last events alone.
+
+    Their cells are then computed again. Nothing is lost where a process is killed.
+    """
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+class _RunStorage(SqliteRunStorage):
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with _kept(self).engine(self._conn_string).begin() as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        _kept(self).close()
+
+
+class _ScheduleStorage(SqliteScheduleStorage):
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with _kept(self).engine(self._conn_string).begin() as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        _kept(self).close()
+
+
+class _EventLogStorage(SqliteEventLogStorage):
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        url = self.conn_string_for_shard(shard)
+        # One at a time, as Dagster has it.
+        with self._db_lock:
+            engine = _kept(self).engine(url)
+            if shard not in self._initialized_dbs:
+                self._initdb(engine, for_index_shard=shard == INDEX_SHARD_NAME)
+                self._initialized_dbs.add(shard)
+            with engine.begin() as connection:
+                yield connection
+
+    def wipe(self) -> None:
+        _kept(self).close()  # the files go
+        super().wipe()
+
+    def dispose(self) -> None:
+        super().dispose()
+        _kept(self).close()
+
+
+def _kept(storage: Any) -> _Kept:
+    """Of a storage whose constructor is Dagster's, and asks for connections before it ends."""
+    return storage.__dict__.setdefault("kept", _Kept())
+
+
+class KeptSqliteStorage(DagsterSqliteStorage):
+    """`DagsterSqliteStorage`, whose connections stay open."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir, inst_data)  # makes the tables
+        self._run_storage = _RunStorage(self._run_storage._conn_string)
+        self._schedule_storage = _ScheduleStorage(self._schedule_storage._conn_string)
+        self._event_log_storage = _EventLogStorage(self._event_log_storage._base_dir)
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> "KeptSqliteStorage":
+        """As Dagster makes it of `dagster.yaml`."""
+        return cls.from_local(inst_data=inst_data, **config_value)
+
+
+def with_kept_connections(ref: InstanceRef, folder: str) -> InstanceRef:
+    """An instance of this folder, whose connections stay open where it is kept in SQLite."""
+    storage = ref.storage_data
+    if storage is None or storage.class_name not in (DagsterSqliteStorage.__name__, KeptSqliteStorage.__name__):
+        return ref
+    kept = ConfigurableClassData(__name__, KeptSqliteStorage.__name__, json.dumps({"base_dir": folder}))
+    return ref._replace(storage_data=kept)

@@ -1,0 +1,92 @@
+"""Dagster's state of an embedded home: its own databases, opened once."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.instance.ref import InstanceRef
+
+from resources import home, sqlite
+
+KEY = dg.AssetKey("made_up")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The databases that were opened, once an opening."""
+    databases: list[str] = []
+    connect = sqlite3.dbapi2.connect
+
+    def counted(database: str, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        databases.append(Path(database).name)
+        return connect(database, *arguments, **options)
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", counted)
+    yield databases
+
+
+def report(instance: dg.DagsterInstance, partition: str) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition))
+
+
+def partitions(instance: dg.DagsterInstance) -> set[str]:
+    return instance.get_materialized_partitions(KEY)
+
+
+def test_a_database_is_opened_once(folder: Path, opened: list[str]) -> None:
+    with home.instance() as instance:
+        report(instance, "first")
+        opened.clear()
+        for number in range(20):
+            report(instance, str(number))
+            instance.get_runs_count()
+            assert str(number) in partitions(instance)
+        assert len(opened) <= 2, opened
+
+
+def test_a_home_that_dagster_kept_is_the_same_home(folder: Path) -> None:
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as plain:
+        report(plain, "before")
+        with home.instance() as kept:
+            assert type(kept.event_log_storage).__module__ == sqlite.__name__
+            assert partitions(kept) == {"before"}
+            report(kept, "since")
+            assert partitions(plain) == {"before", "since"}
+            report(plain, "again")
+            assert partitions(kept) == {"before", "since", "again"}
+
+
+def test_a_home_elsewhere_is_left_to_where_it_is(folder: Path) -> None:
+    storage = "storage: {postgres: {postgres_url: {env: NOBODY_HAS_SET_THIS}}}\n"
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n" + storage)
+    with pytest.raises(Exception, match="NOBODY_HAS_SET_THIS"), home.instance():
+        pass
+
+
+def test_what_was_wiped_is_gone_and_what_comes_after_is_kept(folder: Path) -> None:
+    with home.instance() as instance:
+        report(instance, "before")
+        instance.wipe()
+        assert partitions(instance) == set()
+        report(instance, "since")
+        assert partitions(instance) == {"since"}
+    with home.instance() as instance:
+        assert partitions(instance) == {"since"}
+
+
+def test_the_projects_settings_open_it_the_same_way(folder: Path) -> None:
+    with home.instance() as instance:
+        report(instance, "here")
+    with dg.DagsterInstance.get() as instance:  # as the web server and the daemon do, with DAGSTER_HOME set
+        assert type(instance.event_log_storage).__module__ == sqlite.__name__
+        assert partitions(instance) == {"here"}
