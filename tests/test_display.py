@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from dioptra_assets import display, progress
+from dioptra_assets.definitions import defs
 from dioptra_assets.display import line, showing
 from dioptra_assets.launch import materialize_experiment
 from resources import home
@@ -28,6 +29,11 @@ def test_the_line_counts_what_is_done_and_not_what_is_to_do() -> None:
     assert line(shown).startswith("made_up/model: le_net epoch 2 of 4, 0 of 2 cells; 0 of 6 cells done in all, about ")
     shown.ended()
     assert line(shown).startswith("made_up/model: 1 of 2 cells; 1 of 6 cells done in all, about ")
+
+
+def test_the_demo_says_how_long_it_takes_before_anything_was_measured() -> None:
+    assets = {key.to_user_string() for key in defs().resolve_all_asset_keys() if key.path[0] == "digits"}
+    assert assets == set(progress.FIRST_GUESSES)
 
 
 def test_the_time_left_is_unknown_until_every_kind_of_cell_is_known() -> None:
