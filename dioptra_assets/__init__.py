@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         submit_job,
         tracking_uri,
     )
-    from dioptra_assets.looking import compare, history, metrics, show, versions
+    from dioptra_assets.looking import compare, history, metrics, show
+    from dioptra_assets.registered import follow, verdicts, versions
 
 __all__ = [
     "Job",
@@ -27,6 +28,7 @@ __all__ = [
     "catalog",
     "cells",
     "compare",
+    "follow",
     "gates",
     "get_job_by_id",
     "history",
@@ -36,6 +38,7 @@ __all__ = [
     "show",
     "submit_job",
     "tracking_uri",
+    "verdicts",
     "versions",
 ]
 
@@ -43,9 +46,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the package itself is imported by every part of it.
     if name in __all__:
-        from dioptra_assets import client, looking
+        from dioptra_assets import client, looking, registered
 
-        return getattr(client if hasattr(client, name) else looking, name)
+        return next(getattr(room, name) for room in (client, looking, registered) if hasattr(room, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -215,6 +215,32 @@ def gate(
 
 
 @app.command()
+def versions(
+    experiment: Annotated[str, typer.Argument(help="Name of an experiment that watches the registry.")],
+) -> None:
+    """Say what became of the registered versions: passed, failed, not judged (why), or waiting (next try at).
+
+    Ends with 1 where one failed, with 2 where one was not judged or waits.
+    """
+    import dioptra_assets as da
+
+    found = da.verdicts(experiment)
+    colours = {"passed": "green", "failed": "red", "not judged": "yellow", "waiting": "cyan"}
+    for _, row in found.iterrows():
+        colour, then = colours[row["status"]], ""
+        if row["status"] == "waiting":
+            then = f" (next try at {row['next_try']:%Y-%m-%d %H:%M:%S} UTC)" if row["tries"] else " (next try at once)"
+        why = f": {row['why']}" if row["why"] else ""
+        console.print(f"[{colour}]{row['status']}[/{colour}]  {escape(row['version'] + then + why)}", soft_wrap=True)
+    if found.empty:
+        _complain(f"experiment {experiment!r} has seen no registered version; `watch` in its file says which it takes")
+    if (found["status"] == "failed").any():
+        raise typer.Exit(1)
+    if found.empty or (found["status"] != "passed").any():
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     experiment: Experiment,
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,

@@ -9,7 +9,7 @@ from dioptra_assets.assets.io_manager import StoredCells
 from dioptra_assets.jobs import entry_point_job
 from dioptra_assets.launch import UnknownExperimentError
 from dioptra_assets.loading import load_experiments, mistakes_in
-from dioptra_assets.sensors import nightly_job, registered_model_job
+from dioptra_assets.sensors import nightly_job
 from partitions.experiment_files import read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
@@ -43,7 +43,6 @@ def code_location(package: Path) -> dg.Definitions:
     module = f"{package.name}.definitions"  # where workers find what stands here
     jobs = [
         entry_point_job(lambda: complete, module),
-        registered_model_job(lambda: complete, lambda name: experiment_spec(name, package), module),
         nightly_job(lambda: complete, lambda name: experiment_spec(name, package), module),
     ]
     complete = dg.Definitions.merge(experiments, own, dg.Definitions(jobs=jobs))

@@ -24,6 +24,7 @@ from dioptra_assets.assets.reports import report_assets
 from dioptra_assets.assets.sanity import model_sanity_asset, sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
 from dioptra_assets.sensors import automation_sensor, nightly_schedule, registry_sensor
+from dioptra_assets.watching.verdicts import verdict_assets
 from partitions.experiment_files import check_files
 from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment
 
@@ -76,11 +77,19 @@ class Experiment(dg.Component):
         return dg.Definitions(assets=experiment_assets(spec), sensors=sensors, schedules=schedules)
 
 
-def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
-    """The whole graph of an experiment."""
+def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """The whole graph of an experiment; of one that trains nothing, what the models that it watches need."""
     if spec.dynamic:
         spec = knowing_kept_configs(spec)
-    assets = [*dataset_assets(spec), *config_assets(spec), *model_assets(spec), *defended_set_assets(spec)]
+    watched = [*registered_model_assets(spec), *verdict_assets(spec)] if spec.watch else []
+    if not spec.architectures and not spec.dynamic:
+        return [*dataset_assets(spec), *config_assets(spec), *watched]
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        *dataset_assets(spec),
+        *config_assets(spec),
+        *model_assets(spec),
+        *defended_set_assets(spec),
+    ]
     if spec.attacks:
         assets += [adversarial_set_asset(spec), *metric_table_assets(spec)]
     if spec.poisonings:
@@ -93,6 +102,4 @@ def experiment_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     if spec.attacks:
         assets += [model_sanity_asset(spec), sanity_asset(spec)]
     assets += gate_assets(spec)
-    if spec.watch:
-        assets += registered_model_assets(spec)
-    return [*assets, *report_assets(spec)]
+    return [*assets, *watched, *report_assets(spec)]

@@ -6,7 +6,7 @@ executor was chosen does it all, so TensorFlow is imported once, and neither a w
 
 import statistics
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -132,7 +132,7 @@ def materialize_experiment(
     graph = defs.resolve_asset_graph()
     refuse_broken(graph, experiment)
     levels = graph.toposorted_asset_keys_by_level
-    keys = [key for level in levels for key in sorted(level) if key.path[0] == experiment]
+    keys = [key for level in levels for key in sorted(level) if key.path[0] == experiment and _is_made(graph, key)]
     if not keys:
         known = sorted({key.path[0] for key in graph.get_all_asset_keys()})
         raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
@@ -274,6 +274,11 @@ def _materialize_cell(
     return Made(computed, str(logged.value) if logged else "")
 
 
+def _is_made(graph: Any, key: dg.AssetKey) -> bool:
+    """Whether runs make an asset; the verdicts on registered versions are reported by a sensor."""
+    return graph.get(key).is_materializable
+
+
 def _execute(
     job: dg.JobDefinition, key: dg.AssetKey, *, instance: dg.DagsterInstance, tags: dict[str, str], module: str
 ) -> dg.ExecuteInProcessResult | dg.JobExecutionResult:
@@ -379,9 +384,13 @@ def to_compute(
 
 
 def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, str]:
+    return reasons_in(result.all_events)
+
+
+def reasons_in(events: Iterable[dg.DagsterEvent]) -> dict[str, str]:
     """Why a run failed: by path of the cell where it had several, else under no path."""
     reasons: dict[str, str] = {}
-    for event in result.all_events:
+    for event in events:
         if event.is_step_failure:
             failure = event.step_failure_data
             if failure.user_failure_data:
@@ -392,9 +401,11 @@ def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[
             elif failure.error:
                 # Around the error of a cell Dagster puts one of its own.
                 reasons[""] = (failure.error.cause or failure.error).message.strip()
-        elif event.is_job_failure and event.job_failure_data.error and not reasons:
-            # The executor failed, not a step.
-            reasons[""] = event.job_failure_data.error.message.partition("\n\nStack Trace:")[0].strip()
+        elif event.is_job_failure and not reasons:
+            # The executor failed, or whatever ran it was killed, not a step.
+            error = event.event_specific_data and event.job_failure_data.error
+            said = error.message if error else event.message or ""
+            reasons[""] = said.partition("\n\nStack Trace:")[0].strip()
     return reasons
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.assets.registered_models import version_table
 from dioptra_assets.client import load
 from dioptra_assets.robustness.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
 from dioptra_assets.robustness.image_set import ImageSet
@@ -104,25 +103,6 @@ def history(experiment: str, image_id: str) -> pd.DataFrame:
     if found.empty:
         raise LookupError(f"{experiment}: no attacked image {image_id!r}; ids are those of the testing set")
     return found
-
-
-def versions(experiment: str) -> pd.DataFrame:
-    """The registered versions that an experiment has attacked: what became of their robustness over time.
-
-    Args:
-        experiment: its name.
-
-    Returns:
-        One row a version and attack: `name`, `version`, `registered` (UTC), `attack`, `n`, and `clean_accuracy` and
-        `robust_accuracy`, each with its 95 % interval `_low` to `_high`.
-
-    Raises:
-        LookupError: when no registered model has been attacked.
-    """
-    table = version_table(_store(), experiment)
-    if table.empty:
-        raise LookupError(f"{experiment}: no registered model has been attacked; `watch` in its file says which are")
-    return table
 
 
 def show(asset: str, *, images: int = 10, only: str = "all", **partition: str) -> Picture:

@@ -16,6 +16,7 @@ from dioptra_assets.robustness.poisoning import POISONINGS
 from dioptra_assets.robustness.poisoning.trigger import Trigger
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.experiments import ExperimentFile, Watch
+from partitions.notify import Notify
 
 PAGE = Path(__file__).parent / "experiments.md"
 ENTRIES = {"attacks": ATTACKS, "poisonings": POISONINGS, "inversions": INVERSIONS, "defences": DEFENCES}
@@ -27,7 +28,7 @@ Nothing, unless the experiment says so. `watch` alone adds the branch `registere
 |---|---|---|
 | `automation: true` | the sensor `EXPERIMENT_automation`, and with `watch` the sensor \
 `EXPERIMENT_registered_models` | a cell that is missing, whose declaration was edited, or whose inputs have other \
-content, within a minute; a new version, within half a minute |
+content, within a minute; a new version, at the next look, every five seconds |
 | `schedule: 0 2 * * *` | the schedule `EXPERIMENT_nightly`, times in UTC | every cell that is missing or stale, and \
 every watched version that is new or whose attacks were edited, at two o'clock every night |
 
@@ -39,6 +40,30 @@ of the job `nightly` lists what it did.
 
 A night asks the store as well as Dagster: on one machine it looks at some 1,400 cells a second, see \
 [scale.md](scale.md)."""
+REGISTERED = """## What becomes of a registered version
+
+A version is a partition `NAME@VERSION` of the assets `registered_model/...`. Those that come together share their \
+runs. It is always one of:
+
+| status | meaning |
+|---|---|
+| `passed` | every gate that blocks holds |
+| `failed` | one does not |
+| `not judged` | and why: its file was refused, numbers are missing, there are no gates, or a person gave up |
+| `waiting` | for its first run, or, where that failed, until the time that is said: 30 seconds, then twice as \
+long each time, up to an hour |
+
+It is shown by `dioptra-assets versions EXPERIMENT` (ends with 1 where one failed, with 2 where one was not judged \
+or waits), by `da.verdicts("EXPERIMENT")`, in Dagster on the asset `registered_model/verdict`, and in MLflow in \
+the description and the tags `dioptra_assets.EXPERIMENT.verdict`, `.why`, `.digest`, `.next_try` and `.link` of \
+the version. `DIOPTRA_ASSETS_SERVER` says where Dagster's pages are, for the link. A version that fails for ever \
+is given up with the tag `dioptra_assets.give_up` on the version in MLflow, and taken up again when the tag is \
+taken away.
+
+A version is its bytes: registered again, they are not attacked again; another model under an old number starts \
+from nothing. A version that is deleted is no partition any more. With `notify` a webhook (Slack, or what takes \
+its JSON) is told once of each version that failed, was not judged, or has failed four tries; it is tried again \
+while it is away."""
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -58,6 +83,8 @@ def page() -> str:
         " `architecture` and `method` may be left out where the entry's name is one.",
         _section("`attributes`", ExperimentFile),
         _section("`watch`", Watch),
+        _section("`notify`", Notify),
+        REGISTERED,
         UNASKED,
         _section("`data` with `source: digits`", DigitsSource),
         _section("`data` with `source: mnist`", MnistSource),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
@@ -23,6 +23,7 @@ from partitions.configs import ExperimentError, one_of, refuse_more_cells, valid
 from partitions.defences import defence_configs
 from partitions.dynamic_keys import KeyedConfigs
 from partitions.gates import gate_rules
+from partitions.notify import Notify
 
 SOURCES: dict[str, type[DataSource]] = {
     source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])
@@ -47,22 +48,26 @@ def _cron(schedule: str) -> str:
 
 
 class Watch(BaseModel):
-    """Which versions in the MLflow registry an experiment watches: those that meet both.
+    """Which versions in the MLflow registry an experiment watches: those that meet all that is given.
 
     Attributes:
         name: the name of the registered model; `*` stands for anything.
         tag: a tag of the version, `candidate` or `stage=review`; left out, none is wanted.
+        alias: an alias of the model, `champion`: the version that it names, and the next when it moves; left out, none
+            is wanted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="*", min_length=1)
     tag: str = Field(default="", pattern="^([^=]+(=.*)?)?$")
+    alias: str = ""
 
-    def takes(self, name: str, tags: Mapping[str, str]) -> bool:
-        """Whether a version is watched."""
+    def takes(self, name: str, tags: Mapping[str, str], aliases: Collection[str] = ()) -> bool:
+        """Whether a version of a name, with its tags and the aliases that name it, is watched."""
         key, given, value = self.tag.partition("=")
-        return fnmatchcase(name, self.name) and (not key or (key in tags and (not given or tags[key] == value)))
+        tagged = not key or (key in tags and (not given or tags[key] == value))
+        return fnmatchcase(name, self.name) and tagged and (not self.alias or self.alias in aliases)
 
 
 class ExperimentFile(BaseModel):
@@ -82,6 +87,7 @@ class ExperimentFile(BaseModel):
         gates: what the numbers must reach, a sentence each: `robust_accuracy >= 0.6 for pgd_0.3`, `asr <= 0.05`,
             `robust_accuracy no worse than last`; as `{rule: SENTENCE, severity: warn}` it but warns.
         watch: registered models that are attacked and gated beside those trained here, whoever registered them.
+        notify: the webhook that is told of registered versions that failed, or that could not be judged.
         automation: compute what is stale or missing, and attack new registered models, without being asked.
         schedule: when to compute what is stale or missing, and attack the registered models that are watched again:
             five cron fields in UTC, `0 2 * * *` for two o'clock every night; left out, never.
@@ -107,6 +113,7 @@ class ExperimentFile(BaseModel):
     eot_samples: int = Field(default=DEFAULT_EOT_SAMPLES, ge=1, le=1000)
     gates: tuple[Any, ...] = ()
     watch: Watch | None = None
+    notify: Notify | None = None
     automation: bool = False
     schedule: Annotated[str, AfterValidator(_cron)] = ""
     sanity: Literal["warn", "block"] = "warn"
@@ -136,6 +143,7 @@ class ExperimentSpec:
         dynamic: whether architectures and attacks come as they are asked for, each key carrying its config.
         gates: what the numbers of every model must reach.
         watch: which registered models are attacked beside those trained here.
+        notify: who is told of registered versions that failed, or that could not be judged.
         automation: whether stale cells and new registered models are computed without being asked for.
         schedule: when they are all the same: five cron fields in UTC, or nothing.
         cell_limit: the most cells that one kind of asset may come to.
@@ -158,6 +166,7 @@ class ExperimentSpec:
     dynamic: bool = False
     gates: tuple[Gate, ...] = ()
     watch: Watch | None = None
+    notify: Notify | None = None
     automation: bool = False
     schedule: str = ""
     cell_limit: int = 25_000
@@ -234,6 +243,7 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         sanity=file.sanity,
         log_sets=file.log_sets,
         watch=file.watch,
+        notify=file.notify,
         automation=file.automation,
         schedule=file.schedule,
         cell_limit=file.cell_limit,
@@ -257,14 +267,23 @@ def branch_of(spec: ExperimentSpec) -> ExperimentSpec:
 
 
 def _check_declared(file: ExperimentFile, where: str) -> None:
-    if not file.dynamic and not file.architectures:
+    if not file.dynamic and not file.architectures and not file.watch:
         raise ExperimentError(f"{where}, field 'architectures': {{}} is not allowed, at least 1 must be given")
+    if file.watch and not file.attacks:
+        raise ExperimentError(f"{where}, field 'attacks': {{}} is not allowed, with `watch` at least 1 must be given")
+    own = ("poisonings", "inversions", "defences")
+    if not file.architectures and not file.dynamic and (idle := next((one for one in own if getattr(file, one)), None)):
+        raise ExperimentError(
+            f"{where}, field {idle!r}: it needs models that are trained here, declare `architectures` or take it out"
+        )
+    if file.notify and not file.watch:
+        raise ExperimentError(f"{where}, field 'notify': it tells of registered versions, add `watch` or take it out")
     sections = ("architectures", *SECTIONS.values(), "defences")
     if file.dynamic and (declared := next((section for section in sections if getattr(file, section)), None)):
         raise ExperimentError(
             f"{where}, field {declared!r}: in a dynamic experiment nothing is declared, take its entries out"
         )
-    asking = ("gates", "watch", "automation", "schedule")
+    asking = ("gates", "watch", "notify", "automation", "schedule")
     if file.dynamic and (asked := next((field for field in asking if getattr(file, field)), None)):
         raise ExperimentError(
             f"{where}, field {asked!r}: a dynamic experiment computes what jobs ask for and nothing else, take it out"

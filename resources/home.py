@@ -6,6 +6,7 @@
 | stored assets | `DIOPTRA_ASSETS_STORE`, a folder or `s3://bucket/prefix` | `HOME/store` |
 | MLflow | `MLFLOW_TRACKING_URI` | `sqlite:///HOME/mlflow/mlflow.db` |
 | MLflow's pages | `DIOPTRA_ASSETS_MLFLOW_UI` | `http://127.0.0.1:5000` |
+| Dagster's pages | `DIOPTRA_ASSETS_SERVER` | `http://127.0.0.1:3000` |
 
 A file `.env` in the checkout, or the one that `DIOPTRA_ASSETS_ENV` names, holds settings that the environment does not.
 """
@@ -88,6 +89,11 @@ def mlflow_ui() -> str:
     """Where MLflow's pages are looked at when its tracking URI is a database; `make mlflow` serves them there."""
     read_env_file()
     return os.environ.get("DIOPTRA_ASSETS_MLFLOW_UI", "http://127.0.0.1:5000")
+
+
+def dagster_ui() -> str:
+    """Where Dagster's pages are looked at; `make ui` serves them there."""
+    return (os.environ.get("DIOPTRA_ASSETS_SERVER") or "http://127.0.0.1:3000").rstrip("/")
 
 
 def artifact_location() -> str:

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from resources import home
 from resources.cell_run import DIGEST_TAG, MODEL_FOLDER, CellRun
 from resources.deadlines import within
 from resources.mlflow_client import (
@@ -34,6 +35,7 @@ from resources.mlflow_client import (
     require_port,
     transferring,
     with_deadline,
+    without_user,
 )
 from resources.redacted import as_cause, without_passwords
 
@@ -275,7 +277,7 @@ class Tracking(dg.ConfigurableResource):
             `into/NAME@VERSION.keras`; nothing has looked into it yet.
 
         Raises:
-            LookupError: there is no such version.
+            LookupError: there is no such version, or it has no file yet.
             ModelRefused: it holds no `.keras` file or several, or was altered since it was registered here.
             TrackingUnavailable: MLflow cannot be reached.
         """
@@ -298,6 +300,8 @@ class Tracking(dg.ConfigurableResource):
                 )
                 folders += [file.path for file in found if file.is_dir]
                 files |= {file.path: file.file_size or 0 for file in found if not file.is_dir}
+        if not files:
+            raise LookupError(f"{what} holds no file, or none yet")
         models = [path for path in files if path.endswith(".keras")]
         if len(models) != 1:
             held = ", ".join(sorted(models or files)[:10]) or "nothing"
@@ -332,6 +336,68 @@ class Tracking(dg.ConfigurableResource):
                 if not token:
                     break
         return sorted(found, key=lambda version: (version.creation_timestamp, version.name, int(version.version)))
+
+    def registered_version(self, name: str, version: str | int) -> "ModelVersion":
+        """One version of a registered model.
+
+        Raises:
+            LookupError: there is no such version.
+            TrackingUnavailable: MLflow does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        client = self._connect()
+        what = f"version {version} of the registered model {name!r}"
+        with self.reaching(f"looking up {what}"):
+            try:
+                return client.get_model_version(name, str(version))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        raise LookupError(f"MLflow at {without_passwords(self.mlflow_tracking_uri)} has no {what}")
+
+    def aliases(self) -> dict[tuple[str, str], list[str]]:
+        """Name and version -> the aliases that name it, of every registered model that has any.
+
+        Raises:
+            TrackingUnavailable: MLflow does not answer.
+        """
+        client = self._connect()
+        found: dict[tuple[str, str], list[str]] = {}
+        token = None
+        with self.reaching("listing the aliases of registered models"):
+            while True:
+                page = client.search_registered_models(max_results=1000, page_token=token)
+                for model in page:
+                    for alias, version in (model.aliases or {}).items():
+                        found.setdefault((model.name, str(version)), []).append(alias)
+                token = page.token
+                if not token:
+                    return found
+
+    def model_page(self, name: str, version: str | int) -> str:
+        """Where MLflow shows a version."""
+        base = without_user(self.mlflow_tracking_uri) if self.is_server else home.mlflow_ui()
+        return f"{base.rstrip('/')}/#/models/{quote(name, safe='')}/versions/{version}"
+
+    def mark_version(self, version: "ModelVersion", tags: Mapping[str, str | None], description: str) -> None:
+        """Set tags of a registered version, take away those that are None, and set its description.
+
+        What stands there already is not written again.
+
+        Raises:
+            TrackingUnavailable: MLflow does not answer.
+        """
+        client = self._connect()
+        name, number = version.name, str(version.version)
+        with self.reaching(f"writing to version {number} of the registered model {name!r}"):
+            for tag, value in tags.items():
+                if value is None and tag in version.tags:
+                    client.delete_model_version_tag(name, number, tag)
+                elif value is not None and version.tags.get(tag) != (short := fitting_tags({tag: value})[tag]):
+                    client.set_model_version_tag(name, number, tag, short)
+            if (version.description or "") != description:
+                client.update_model_version(name, number, description)
 
     def run_tags(self, run_id: str) -> dict[str, str]:
         """The tags of an MLflow run.

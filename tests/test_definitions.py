@@ -64,12 +64,14 @@ ARROWS = {
     "resources": {"robustness"},
     "records": {"resources"},
     "assets": {"progress", "records", *BELOW_ASSETS},
-    "experiment": {"assets", "sensors", *BELOW_ASSETS},
+    "experiment": {"assets", "sensors", "watching", *BELOW_ASSETS},
     "broken": {"partitions"},
     "loading": {"broken", "partitions"},
     "definitions": {"assets", "experiment", "jobs", "launch", "loading", "partitions", "resources", "sensors"},
-    "sensors": {"assets", "launch", "partitions", "resources"},
+    "sensors": {"assets", "launch", "partitions", "resources", "watching"},
+    "watching": {"assets", "launch", "partitions", "resources", "robustness", "staleness"},
     "looking": {"assets", "client", *BELOW_ASSETS},
+    "registered": {"assets", "definitions", "launch", "watching", *BELOW_ASSETS},
     "launch": {
         "assets",
         "backlog",
@@ -121,7 +123,7 @@ ARROWS = {
         "submit",
         *BELOW_ASSETS,
     },
-    "package": {"client", "looking"},
+    "package": {"client", "looking", "registered"},
 }
 
 

@@ -13,7 +13,7 @@ from dioptra_assets.robustness.gates import GATE_COLUMNS
 from resources.tables import read_table
 from tests.assets.test_gates import asked, of_lab
 from tests.conftest import EXPERIMENT, Lab
-from tests.test_sensors import register
+from tests.registry import register
 
 AT_LEAST = "robust_accuracy >= 0.6"
 LAST = "robust_accuracy no worse than last"

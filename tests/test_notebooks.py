@@ -87,6 +87,22 @@ def test_first_steps_runs_and_shows_sets_tables_curve_and_report(
     assert "'robust_accuracy'" in printed, "MLflow's run has the metrics"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_three_registered_models_get_three_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.delenv("DIOPTRA_ASSETS_STORE", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    notebook = nbformat.read(NOTEBOOKS / "watched.ipynb", as_version=4)
+
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    rows = [line.split(" | ") for line in printed.splitlines() if line.count(" | ") == 2]
+    said = {name: status for name, status, _ in rows}
+    assert said["good"] == "passed" and said["worse"] == "failed" and said["masked"] == "not judged"
+
+
 @pytest.fixture(scope="module")
 def small_experiments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The small experiments, materialized once for all notebooks, in a home that this process keeps meanwhile."""

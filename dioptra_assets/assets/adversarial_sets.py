@@ -1,7 +1,7 @@
 """Adversarial sets: the testing set, attacked."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from dioptra_assets.assets.configs import ATTACK_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.one_pass import Change, Passing
 from dioptra_assets.assets.pictures import picture
-from dioptra_assets.robustness.attacks import perturb_set
+from dioptra_assets.assets.reuse import copy
+from dioptra_assets.robustness.attacks import Attack, perturb_set
 from dioptra_assets.robustness.attacks.base import AttackedBatch, ThreatModel
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, encode_png, tile
 from partitions.attacks import attack_document
@@ -48,6 +49,7 @@ def adversarial_set_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         pool=GPU_POOL,
         params=lambda partition: attack_document(spec.attacks[partition[ATTACK]]) | dict(partition),
         seeded=True,
+        reusable={"model": (ARCHITECTURE,), "testing_set": (), ATTACK_CONFIG: (ATTACK,)},
     )
 
 
@@ -64,31 +66,14 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
     testing_set = read_image_set(cell.read("testing_set"))
     device = prepare_device()
     seed = attack.seed if attack.seed is not None else cell.seed
-    clean = Passing(testing_set.pixels)
-    change = Change(clean.shape, shown_rows(testing_set))
-    attacked = perturb_set(
-        attack,
-        load(stored_model),
-        replace(testing_set, pixels=clean),
-        seed=seed,
-        class_count=len(testing_set.class_names),
-        progress=cell.progress("attacked"),
-        log=lambda sentence: cell.log(f"{cell.cell}: {sentence}"),
-    )
-    stored = write_image_set(
-        cell.store,
-        cell.cell,
-        _watched(attacked, clean, change),
-        n=len(testing_set),
-        image_shape=testing_set.image_shape,
-        class_names=testing_set.class_names,
-        attributes={
-            "attack": attack_document(attack),
-            "seed": seed,
-            "model_version": stored_model.manifest.data_version,
-        },
-        **cell.publishing,
-    )
+    change = Change(testing_set.pixels.shape, shown_rows(testing_set))
+    if cell.twin:
+        stored = copy(cell, cell.twin)
+        for before, after in zip(testing_set.batches(), read_image_set(stored).batches(), strict=True):
+            change.add(before.images, after.images)
+    else:
+        facts = {"seed": seed, "model_version": stored_model.manifest.data_version, **cell.facts}
+        stored = _attack(cell, attack, load(stored_model), testing_set, change=change, facts=facts)
     adversarial_set = read_image_set(stored)
     with cell.mlflow_run() as run:
         if run:
@@ -110,6 +95,31 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
             "images without gradient": float(adversarial_set.index["zero_gradient"].sum()),
             "queries per image": float(adversarial_set.index["queries"].mean()),
         },
+    )
+
+
+def _attack(
+    cell: CellContext, attack: Attack, model: Any, testing_set: ImageSet, *, change: Change, facts: Mapping[str, Any]
+) -> StoredCell:
+    clean = Passing(testing_set.pixels)
+    attacked = perturb_set(
+        attack,
+        model,
+        replace(testing_set, pixels=clean),
+        seed=facts["seed"],
+        class_count=len(testing_set.class_names),
+        progress=cell.progress("attacked"),
+        log=lambda sentence: cell.log(f"{cell.cell}: {sentence}"),
+    )
+    return write_image_set(
+        cell.store,
+        cell.cell,
+        _watched(attacked, clean, change),
+        n=len(testing_set),
+        image_shape=testing_set.image_shape,
+        class_names=testing_set.class_names,
+        attributes={"attack": attack_document(attack), **facts},
+        **cell.publishing,
     )
 
 

@@ -9,13 +9,14 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
 
 from dioptra_assets import progress
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
+from dioptra_assets.assets.reuse import RECIPE, Inputs, recipe_of, twin_of
 from dioptra_assets.assets.tries import (
     RunEndedError,
     evaluation,
@@ -25,7 +26,7 @@ from dioptra_assets.assets.tries import (
 )
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import Family
-from partitions.experiments import ExperimentSpec
+from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
 from resources.backlog import TrackedRun, tracked_run
@@ -85,6 +86,10 @@ class CellContext:
         guard: to be called last before a value is published; raises where the run has ended.
         log: shows a line in the run's log.
         report: tells Dagster what a check of another asset, without partitions, has found.
+        versions: gives the registered versions that are partitions of the experiment.
+        facts: attributes that what is stored gets beside its own; of a registered version its recipe, see
+            `assets/reuse.py`.
+        twin: a cell of another version with the same recipe, to be taken over; None where it has to be computed.
     """
 
     spec: ExperimentSpec
@@ -96,6 +101,9 @@ class CellContext:
     guard: Callable[[], None]
     log: Callable[[str], None]
     report: Callable[[dg.AssetCheckResult], None] = lambda _: None
+    versions: Callable[[], Sequence[str]] = tuple
+    facts: Mapping[str, str] = field(default_factory=dict)
+    twin: StoredCell | None = None
 
     @contextmanager
     def mlflow_run(self) -> Iterator[TrackedRun | None]:
@@ -104,8 +112,12 @@ class CellContext:
 
     @property
     def seed(self) -> int:
-        """The one seed of this cell."""
-        return derive_seed(self.spec.seed, *self.cell.path.split("/")[1:])
+        """The one seed of this cell; of a registered version it goes by the model's content, not by its number."""
+        cell = self.cell
+        if self.spec.branch:
+            model = self.read("model", **{ARCHITECTURE: cell.partition[ARCHITECTURE]})
+            cell = Cell(cell.asset, {**cell.partition, ARCHITECTURE: model.manifest.data_version})
+        return derive_seed(self.spec.seed, *cell.path.split("/")[1:])
 
     @property
     def publishing(self) -> dict[str, Any]:
@@ -238,6 +250,7 @@ def cell_asset(
     seeded: bool = False,
     edits: bool = True,
     checks: Sequence[dg.AssetCheckSpec] = (),
+    reusable: Inputs | None = None,
 ) -> dg.AssetsDefinition:
     """An asset of an experiment.
 
@@ -257,6 +270,7 @@ def cell_asset(
         seeded: whether it draws with the seed of the experiment, and is stale where that is edited.
         edits: whether automation asks for it when its declaration is edited, and not only when its inputs change.
         checks: on this asset; every `CellResult` holds a result for each.
+        reusable: for cells of registered versions that may be taken over from one with the same bytes: their inputs.
     """
     asset_spec = dg.AssetSpec(
         key=asset_key(spec, name),
@@ -272,6 +286,7 @@ def cell_asset(
         | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
     ).with_io_manager_key(IO_MANAGER)
 
+    registered = dynamic_dimension(spec.name, BRANCH)
     blockers = {check.name for check in checks if check.blocking}
 
     @dg.multi_asset(
@@ -291,26 +306,26 @@ def cell_asset(
         for number, key in enumerate(progress.counted(keys, failures), start=1):
             cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
-            started = time.monotonic()
-            run, result = None, None
+            started, run, result = time.monotonic(), None, None
             try:
                 with ExitStack() as stack:
                     if params:
                         run = _tracked(stack, tracking, cells, context, cell, params=params(cell.partition))
                     guard = functools.partial(refuse_ended_run, context)
-                    result = compute(
-                        CellContext(
-                            spec,
-                            cell,
-                            cells,
-                            tracking,
-                            run,
-                            context.run_id,
-                            guard,
-                            context.log.info,
-                            _reporter(context),
-                        )
+                    versions = functools.partial(context.instance.get_dynamic_partitions, registered)
+                    own = CellContext(
+                        spec,
+                        cell,
+                        cells,
+                        tracking,
+                        run,
+                        context.run_id,
+                        guard,
+                        context.log.info,
+                        _reporter(context),
+                        versions,
                     )
+                    result = compute(_with_twin(own, reusable or {}, code_version, context.instance))
                     if run and result.metrics:
                         run.log_metrics(result.metrics, result.step)
             except Exception as error:
@@ -350,6 +365,19 @@ def cell_asset(
         yield from (dg.Output(None, output_name=check.name) for check in of_checks)
 
     return materialize
+
+
+def _with_twin(cell: CellContext, inputs: Inputs, code_version: str, instance: dg.DagsterInstance) -> CellContext:
+    """The same with a cell to be taken over, where there is one: see `assets/reuse.py`."""
+    if not cell.spec.branch or not inputs:
+        return cell
+    recipe = recipe_of(cell, inputs, code_version)
+    twin = twin_of(cell, recipe, instance)
+    if twin:
+        cell.log(f"{cell.cell} is taken over from {twin.cell}, of the same bytes")
+        if cell.tracking:
+            cell.tracking.log_tags({"taken_over_from": twin.cell.partition[ARCHITECTURE]})
+    return replace(cell, facts={RECIPE: recipe}, twin=twin)
 
 
 def _automation(*, edits: bool) -> dg.AutomationCondition:

@@ -53,7 +53,9 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             code_version=config_hash({key: attack_document(entry) for key, entry in configs.items()})[:12],
         )
 
-    assets = [config(ARCHITECTURE_CONFIG, ARCHITECTURE, spec.architectures, "How each model is trained")]
+    assets = []
+    if spec.architectures or spec.dynamic:
+        assets.append(config(ARCHITECTURE_CONFIG, ARCHITECTURE, spec.architectures, "How each model is trained"))
     for family, (name, what) in CONFIGS.items():
         if attacks := spec.family(family):
             assets.append(config(name, ATTACK, attacks, what, family))

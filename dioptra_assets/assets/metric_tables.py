@@ -23,6 +23,7 @@ from partitions.attacks import attack_of, documents
 from partitions.configs import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
+from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.models import read_model
@@ -62,6 +63,12 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             # Their rows are of these targets and defences, in this order.
             code_version=edition("1", list(spec.architectures), documents(spec.defences)),
             seeded=bool(spec.defences),
+            reusable={
+                "model": (ARCHITECTURE,),
+                "testing_set": (),
+                "clean_predictions": (ARCHITECTURE,),
+                "adversarial_set": (ARCHITECTURE, ATTACK),
+            },
         ),
         cell_asset(
             spec,
@@ -79,6 +86,8 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
 
 
 def _examples(cell: CellContext) -> CellResult:
+    if cell.twin:
+        return _taken_over(cell, cell.twin)
     source, key = cell.cell.partition[ARCHITECTURE], cell.cell.partition[ATTACK]
     testing_set = read_image_set(cell.read("testing_set"))
     stored_set = cell.read("adversarial_set", **cell.cell.partition)
@@ -119,12 +128,25 @@ def _examples(cell: CellContext) -> CellResult:
         "seed": stored_set.manifest.attributes["seed"],
         "class_names": list(testing_set.class_names),
         "missing": missing,
+        **cell.facts,
     }
     stored = write_table(cell.store, cell.cell, table, attributes=facts, **cell.publishing)
     metadata: dict[str, Any] = {"preview": dg.MetadataValue.md(_preview(table))}
     if missing:
         metadata["missing"] = dg.MetadataValue.text(f"not evaluated, because not materialized: {', '.join(missing)}")
     return CellResult(stored, metadata, {"target models": len(models), "n": len(testing_set)})
+
+
+def _taken_over(cell: CellContext, twin: StoredCell) -> CellResult:
+    """The rows of the same bytes under another version, under the name of this one."""
+    version = cell.cell.partition[ARCHITECTURE]
+    table = read_table(twin).assign(source=version, target=version)
+    stored = write_table(cell.store, cell.cell, table, attributes=twin.manifest.attributes, **cell.publishing)
+    return CellResult(
+        stored,
+        {"preview": dg.MetadataValue.md(_preview(table))},
+        {"target models": 1, "n": table["image_id"].nunique()},
+    )
 
 
 def _defended_examples(

@@ -17,7 +17,7 @@ from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.models import MODEL, read_model, write_model
-from resources.tables import write_table
+from resources.tables import read_table, write_table
 from resources.tracking import CellRun, registered_name
 
 GPU_POOL = "gpu"
@@ -66,6 +66,7 @@ def clean_predictions_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         columns=CLEAN_PREDICTION_COLUMNS,
         pool=GPU_POOL,
         params=dict,
+        reusable={"model": (ARCHITECTURE,), "testing_set": ()},
     )
 
 
@@ -159,9 +160,12 @@ def predict_set(cell: CellContext, stored_model: StoredCell, image_set: ImageSet
     from dioptra_assets.robustness.plots import confusion_matrix
     from dioptra_assets.robustness.predictions import predict
 
-    prepare_device()
-    predictions = predict(read_model(stored_model), image_set)
-    stored = write_table(cell.store, cell.cell, predictions, **cell.publishing)
+    if cell.twin:
+        predictions = read_table(cell.twin)
+    else:
+        prepare_device()
+        predictions = predict(read_model(stored_model), image_set)
+    stored = write_table(cell.store, cell.cell, predictions, attributes=cell.facts, **cell.publishing)
     confusions = count_confusions(
         predictions["label"], predictions["prediction"], labels=range(len(image_set.class_names))
     )

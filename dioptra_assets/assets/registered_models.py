@@ -1,7 +1,7 @@
 """The branch of registered models: what anyone put into the MLflow registry, attacked and gated like our own."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
+from resources.mlflow_client import file_sha256
 from resources.models import write_model
 from resources.tables import read_table, write_table
 from resources.tracking import ModelRefused
@@ -99,13 +100,19 @@ def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
     ]
 
 
-def version_table(store: CellStore, experiment: str, attacks: Iterable[str] | None = None) -> pd.DataFrame:
+def version_table(
+    store: CellStore,
+    experiment: str,
+    attacks: Iterable[str] | None = None,
+    versions: Collection[str] | None = None,
+) -> pd.DataFrame:
     """Every registered version that an experiment has attacked, by name, version and attack.
 
     Args:
         store: where the cells are.
         experiment: its name.
         attacks: the attack keys that count, in this order; None for all there are.
+        versions: the versions that count; None for all that have been attacked.
 
     Returns:
         Rows of `VERSION_COLUMNS`; each version is judged on the images that it was attacked on itself.
@@ -115,7 +122,7 @@ def version_table(store: CellStore, experiment: str, attacks: Iterable[str] | No
     asset = f"{experiment}/{BRANCH}/evasion_metrics"
     for cell in (cell for cell in store.cells(asset) if cell.asset == asset):
         version, attack = cell.partition[ARCHITECTURE], cell.partition[ATTACK]
-        if order is not None and attack not in order:
+        if (order is not None and attack not in order) or (versions is not None and version not in versions):
             continue
         stored = store.open(cell)
         if version not in dates:
@@ -140,7 +147,7 @@ def _registered(store: CellStore, experiment: str, version: str) -> pd.Timestamp
 def _versions(cell: CellContext) -> CellResult:
     from dioptra_assets.robustness.version_plots import version_curves
 
-    table = version_table(cell.store, cell.spec.name, cell.spec.attacks)
+    table = version_table(cell.store, cell.spec.name, cell.spec.attacks, cell.versions())
     if table.empty:
         raise MissingCellError(f"{cell.cell}: no registered model has been attacked yet")
     stored = write_table(cell.store, cell.cell, table, **cell.publishing)
@@ -155,14 +162,18 @@ def _fetch(cell: CellContext) -> CellResult:
 
     key = cell.cell.partition[ARCHITECTURE]
     name, _, version = key.rpartition(SEPARATOR)
+    registered = cell.registry.registered_version(name, version).creation_timestamp
     testing_set = read_image_set(cell.read("testing_set"))
     device = prepare_device()
     found: dict[str, str] = {}  # check -> why it failed
+    digest = ""
     stored: StoredCell | None = None
     model: Any = None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            model = load_model(cell.registry.fetch_any_model(name, version, Path(folder)))
+            path = cell.registry.fetch_any_model(name, version, Path(folder))
+            digest = file_sha256(path)
+            model = load_model(path)
         except (UnsafeModelError, ModelRefused) as error:
             found["loads_without_code"] = str(error).replace(f"{folder}/", "")
     if model is not None:
@@ -175,7 +186,8 @@ def _fetch(cell: CellContext) -> CellResult:
         facts = {
             "architecture": name,
             "version": version,
-            "registered": _registered_at(cell, name, version),
+            "registered": datetime.fromtimestamp(registered / 1000, UTC).isoformat(timespec="milliseconds"),
+            "sha256": digest,
             "parameters": int(model.count_params()),
             "image_shape": list(testing_set.image_shape),
             "class_names": list(testing_set.class_names),
@@ -184,13 +196,8 @@ def _fetch(cell: CellContext) -> CellResult:
             stored = write_model(cell.store, cell.cell, model, pd.DataFrame(), attributes=facts, **cell.publishing)
         except NonFiniteError as error:
             found["gives_logits"] = str(error)
-    metadata = {"registered model": f"{name} version {version}", "device": device}
+    metadata = {"registered model": f"{name} version {version}", "sha256": digest, "device": device}
     return CellResult(stored, metadata, checks=[_check(cell, check, found.get(check), model) for check in CHECKS])
-
-
-def _registered_at(cell: CellContext, name: str, version: str) -> str:
-    (found,) = (one for one in cell.registry.registered_versions() if (one.name, str(one.version)) == (name, version))
-    return datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _faults(model: Any, images: ImageSet) -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""Registered versions from Python: what became of each, their robustness over time, and judging them here and now."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from dioptra_assets.assets.cells import dynamic_dimension
+from dioptra_assets.assets.registered_models import version_table
+from dioptra_assets.watching.verdicts import verdicts_of
+from partitions.experiments import BRANCH
+from resources import home
+from resources.cells import CellStore
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+
+def versions(experiment: str) -> pd.DataFrame:
+    """The registered versions that an experiment has attacked: what became of their robustness over time.
+
+    Args:
+        experiment: its name.
+
+    Returns:
+        One row a version and attack: `name`, `version`, `registered` (UTC), `attack`, `n`, and `clean_accuracy` and
+        `robust_accuracy`, each with its 95 % interval `_low` to `_high`.
+
+    Raises:
+        LookupError: when no registered model has been attacked.
+    """
+    table = version_table(CellStore(home.store_url()), experiment, versions=_registered(experiment))
+    if table.empty:
+        raise LookupError(f"{experiment}: no registered model has been attacked; `watch` in its file says which are")
+    return table
+
+
+def verdicts(experiment: str) -> pd.DataFrame:
+    """What became of every registered version that an experiment watches.
+
+    Args:
+        experiment: its name.
+
+    Returns:
+        One row a version: `version` (`NAME@VERSION`), `status` (passed, failed, not judged or waiting), `why`,
+        `tries` that have failed in a row, `next_try` and `found` (UTC), and `digest`, the SHA-256 of the model file.
+    """
+    with home.instance() as instance:
+        present = _registered(experiment, instance)
+        found = {key: one for key, one in verdicts_of(experiment, instance).items() if key in present}
+    rows = [
+        {
+            "version": key,
+            "status": one.status,
+            "why": one.why,
+            "tries": one.tries,
+            "next_try": pd.Timestamp(one.next_try, unit="s", tz="UTC") if one.status == "waiting" else pd.NaT,
+            "found": pd.Timestamp(one.at, unit="s", tz="UTC"),
+            "digest": one.digest,
+        }
+        for key, one in sorted(found.items(), key=lambda item: item[1].registered)
+    ]
+    return pd.DataFrame(rows, columns=["version", "status", "why", "tries", "next_try", "found", "digest"])
+
+
+def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
+    """Judge the registered versions that an experiment watches, in this process; a daemon does it by itself.
+
+    Args:
+        experiment: its name, e.g. `watched`.
+        log: gets a line for each run and verdict.
+
+    Returns:
+        What became of each, as :func:`verdicts` gives it.
+
+    Raises:
+        UnknownExperimentError: when there is no such experiment, or it watches nothing.
+        TrackingUnavailable: when MLflow does not answer.
+    """
+    from dioptra_assets.definitions import defs, experiment_spec, resource_definitions
+    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.watching.follow import follow as follow_registry
+
+    spec = experiment_spec(experiment)
+    if not spec.watch:
+        raise UnknownExperimentError(f"experiment {experiment!r} watches nothing: its file has no `watch`")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    tracking: Any = resource_definitions()["tracking"]
+    with warnings.catch_warnings(), home.instance() as instance:
+        warnings.simplefilter("ignore")
+        store = CellStore(home.store_url())
+        follow_registry(defs(), spec, instance=instance, store=store, tracking=tracking, log=log)
+    return verdicts(experiment)
+
+
+def _registered(experiment: str, instance: "DagsterInstance | None" = None) -> list[str]:
+    """The versions that are partitions: those that the registry held at the last look."""
+    if instance is None:
+        with home.instance() as own:
+            return _registered(experiment, own)
+    return list(instance.get_dynamic_partitions(dynamic_dimension(experiment, BRANCH)))

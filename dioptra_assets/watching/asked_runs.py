@@ -1,0 +1,120 @@
+"""The runs that were asked for registered versions: which are at work, which failed, at what and why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from dioptra_assets.assets.cells import asset_key
+from dioptra_assets.assets.configs import ATTACK_CONFIG
+from dioptra_assets.launch import reasons_in
+from partitions.experiments import ExperimentSpec
+from partitions.keys import ARCHITECTURE, ATTACK
+
+# The experiment that a run was asked for, the versions it is for, and whether it makes the table of all of them.
+WATCH_TAG = "dioptra/watch"
+VERSIONS_TAG = "dioptra/registered_models"
+TABLE_TAG = "dioptra/versions"
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+ENDED_BADLY = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+# So many of the runs that failed last are looked into.
+MOST_FAILED = 50
+
+Kinds = dict[tuple[str, ...], int]
+FailedRun = tuple[dg.RunRecord, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class AskedRuns:
+    """The runs of one experiment.
+
+    Attributes:
+        branch: the experiment as its branch of registered models sees it.
+        instance: Dagster.
+        present: the versions that are partitions, in the order that Dagster keeps.
+    """
+
+    branch: ExperimentSpec
+    instance: dg.DagsterInstance
+    present: Sequence[str]
+
+    def in_flight(self) -> tuple[set[str], Kinds]:
+        """The versions that runs are at work on, and how many runs there are by the dimensions of their range."""
+        busy: set[str] = set()
+        kinds: Kinds = {}
+        for run in self.instance.get_runs(dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=UNFINISHED)):
+            busy |= self._covered(run)
+            kind = self._kind(run)
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return busy, kinds
+
+    def failed_since(self, moment: int) -> list[FailedRun]:
+        """Runs that have ended badly since a moment (s since 1970), and why; the newest first."""
+        wanted = dg.RunsFilter(
+            tags={WATCH_TAG: self.branch.name},
+            statuses=ENDED_BADLY,
+            updated_after=datetime.fromtimestamp(moment - 1, UTC),
+        )
+        kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+        found = []
+        for record in self.instance.get_run_records(wanted, limit=MOST_FAILED):
+            entries = self.instance.all_logs(record.dagster_run.run_id, of_type=kinds)
+            found.append((record, reasons_in([one.dagster_event for one in entries if one.dagster_event])))
+        return found
+
+    def failure_of(self, version: str, since: int, failed: Sequence[FailedRun]) -> tuple[str, str] | None:
+        """Id of the last run that failed at a version after a moment, and why; None where none did.
+
+        A run that failed at other versions alone has not failed at this one.
+        """
+        for record, reasons in failed:
+            run = record.dagster_run
+            if (record.end_time or 0) < since or version not in self._covered(run):
+                continue
+            own = [reason for path, reason in reasons.items() if version in path.split("/")]
+            if own or not any(reasons):
+                said = "; ".join(dict.fromkeys(own or reasons.values()))
+                return run.run_id, said or f"run {run.run_id[:8]} ended {run.status.value.lower()}"
+        return None
+
+    def refusal(self, run_id: str, version: str) -> str:
+        """Why the model of a version cannot be evaluated, as a run's checks have found; empty where it can."""
+        entries = self.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        found = [one.dagster_event.asset_check_evaluation_data for one in entries if one.dagster_event]
+        model = asset_key(self.branch, "model")
+        failed = [one for one in found if one.asset_key == model and one.partition == version and not one.passed]
+        # What comes after the first was not looked at.
+        return f"{failed[0].check_name}: {failed[0].description}" if failed else ""
+
+    def _kind(self, run: dg.DagsterRun) -> tuple[str, ...]:
+        """The dimensions of its range."""
+        if TABLE_TAG in run.tags:
+            return (TABLE_TAG,)
+        start = run.tags.get(ASSET_PARTITION_RANGE_START_TAG)
+        if start is None:
+            return ()
+        if run.asset_selection == {asset_key(self.branch, ATTACK_CONFIG)}:
+            return (ATTACK,)
+        return (ARCHITECTURE, ATTACK) if "|" in start else (ARCHITECTURE,)
+
+    def _covered(self, run: dg.DagsterRun) -> set[str]:
+        """The versions in its range."""
+        kind = self._kind(run)
+        if kind == (TABLE_TAG,):
+            return set()
+        if ARCHITECTURE not in kind:
+            return set(self.present)  # what all of them need
+        names = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+        ends = [run.tags[name].split("|")[0] for name in names]
+        if not all(end in self.present for end in ends):
+            return set()
+        first, last = sorted(self.present.index(end) for end in ends)
+        return set(self.present[first : last + 1])

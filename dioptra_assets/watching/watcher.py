@@ -1,0 +1,381 @@
+"""One look at the registry: which versions are new, changed or gone, what has to run, and what has been found.
+
+Nothing is remembered between two looks but what Dagster knows anyway: the verdicts that were reported, which runs were
+asked for, and what is materialized. A cursor that is lost, a daemon or a run that was killed and an MLflow that was
+away lose no version, and make none twice.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pandas as pd
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from dioptra_assets.assets.cells import asset_key, dynamic_dimension
+from dioptra_assets.assets.gate_bench import GateBench
+from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS, version_key
+from dioptra_assets.robustness.gates import NOT_JUDGED
+from dioptra_assets.watching.asked_runs import TABLE_TAG, UNFINISHED, VERSIONS_TAG, WATCH_TAG, AskedRuns, Kinds
+from dioptra_assets.watching.planning import VERSIONS_PER_RUN, Todo, Wanted, look, runs
+from dioptra_assets.watching.verdicts import (
+    Verdict,
+    digest_of,
+    events_of,
+    judged,
+    pause,
+    shortened,
+    verdicts_of,
+)
+from partitions.attacks import attack_document
+from partitions.experiments import BRANCH, ExperimentSpec, branch_of
+from partitions.keys import ARCHITECTURE, ATTACK, is_key
+from resources.cells import Cell, CellStore
+from resources.executors import cells_per_run
+from resources.tracking import Tracking, TrackingUnavailable
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+GIVE_UP_TAG = "dioptra_assets.give_up"
+# From so many failed tries on a version is tried in a run of its own: what kills a run must not take others with it.
+TRIES_TOGETHER = 1
+# Runs of one kind at once on a cluster; on one machine one after another, each for all that have come meanwhile.
+RUNS_AT_ONCE = 16
+# Versions are held against those before them; one that has failed so often is not waited for any longer.
+WAITED_FOR = 4
+# Seconds that one look may spend on judging; a sensor has a minute.
+PATIENCE = 20
+
+
+@dataclass
+class Seen:
+    """What one look came to.
+
+    Attributes:
+        new: versions that are no partitions yet.
+        gone: partitions whose version is in the registry no more.
+        requests: runs to be started.
+        events: verdicts to be reported.
+        verdicts: what is known of every watched version, after this look.
+        watched: the watched versions, the oldest first.
+        lines: what a person should read.
+    """
+
+    new: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    watched: dict[str, "ModelVersion"] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+def watched_versions(spec: ExperimentSpec, tracking: Tracking) -> tuple[dict[str, "ModelVersion"], list[str]]:
+    """`NAME@VERSION` -> version of all that an experiment watches, the oldest first; and the keys of all there are.
+
+    Raises:
+        TrackingUnavailable: MLflow does not answer.
+    """
+    watch = spec.watch
+    assert watch is not None
+    versions = tracking.registered_versions()
+    aliases = tracking.aliases() if watch.alias else {}
+    taken = [one for one in versions if watch.takes(one.name, one.tags, aliases.get((one.name, str(one.version)), ()))]
+    return (
+        {version_key(one.name, one.version): one for one in taken},
+        [version_key(one.name, one.version) for one in versions],
+    )
+
+
+@dataclass
+class Watcher:
+    """Looks at the registry for one experiment.
+
+    Attributes:
+        spec: the experiment.
+        graph: the asset graph.
+        instance: Dagster.
+        store: where cells are.
+        tracking: MLflow.
+        now: the time, in s since 1970.
+    """
+
+    spec: ExperimentSpec
+    graph: Any
+    instance: dg.DagsterInstance
+    store: CellStore
+    tracking: Tracking
+    now: float = field(default_factory=time.time)
+
+    @cached_property
+    def branch(self) -> ExperimentSpec:
+        """The experiment as its branch of registered models sees it."""
+        return branch_of(self.spec)
+
+    @cached_property
+    def assets(self) -> list[dg.AssetKey]:
+        """What a verdict rests on, each after those it is made from."""
+        wanted = {asset_key(self.branch, "model")}
+        for key in self.graph.get_all_asset_keys():
+            if key.path[:2] == [self.spec.name, BRANCH] and self.graph.get(key).is_materializable:
+                wanted.add(key)
+        wanted.discard(asset_key(self.branch, VERSIONS))
+        for key in list(wanted):
+            wanted |= {one for one in self.graph.get_ancestor_asset_keys(key) if one.path[0] == self.spec.name}
+        return [key for level in self.graph.toposorted_asset_keys_by_level for key in sorted(level) if key in wanted]
+
+    @cached_property
+    def gates(self) -> list[dg.AssetKey]:
+        """Of these, those that a verdict is not read from: a gate that does not hold has no cell."""
+        return [key for key in self.assets if key.path[-1].endswith("_gate")]
+
+    @cached_property
+    def present(self) -> list[str]:
+        """The versions that are partitions, in the order that Dagster keeps."""
+        return list(self.instance.get_dynamic_partitions(dynamic_dimension(self.spec.name, BRANCH)))
+
+    @cached_property
+    def runs(self) -> AskedRuns:
+        """The runs that were asked for."""
+        return AskedRuns(self.branch, self.instance, self.present)
+
+    @cached_property
+    def declared(self) -> str:
+        """Hash of all that the file and the code say."""
+        spec = self.branch
+        facts = {
+            "attacks": {key: attack_document(attack) for key, attack in spec.attacks.items()},
+            "gates": [gate.model_dump() for gate in spec.gates],
+            "seed": spec.seed,
+            "code": {key.to_user_string(): self.graph.get(key).code_version for key in self.assets},
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _data_versions(self, asset: str) -> dict[str, str]:
+        """Partition -> data version; of an asset without partitions under the name ``""``."""
+        key = asset_key(self.branch, asset)
+        if self.graph.get(key).partitions_def is None:
+            event = self.instance.get_latest_materialization_event(key)
+            made = event.asset_materialization if event else None
+            return {"": (made.tags or {}).get(DATA_VERSION_TAG, "")} if made else {}
+        found = self.instance.event_log_storage.get_latest_tags_by_partition(
+            key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+        )
+        return {partition: tags.get(DATA_VERSION_TAG, "") for partition, tags in found.items()}
+
+    def look(self) -> Seen:
+        """See what is in the registry, judge what can be judged, and ask for what has to run.
+
+        Raises:
+            TrackingUnavailable: MLflow does not answer.
+        """
+        seen = Seen()
+        watched, existing = watched_versions(self.spec, self.tracking)
+        for key in [key for key in watched if not is_key(key)]:
+            seen.lines.append(f"{key!r} cannot be a partition key: register the model under a plainer name")
+            del watched[key]
+        seen.watched = watched
+        seen.gone = sorted(set(self.present) - set(existing))
+        seen.new = [key for key in watched if key not in self.present]
+        known = verdicts_of(self.spec.name, self.instance)
+        images, models = self._data_versions("testing_set"), self._data_versions("model")
+        gated = self._gated()
+        unsettled = []
+        busy, kinds = self.runs.in_flight()
+        for key, version in watched.items():
+            before = known.get(key)
+            made_from = (self.declared, version.creation_timestamp, images, models.get(key))
+            inputs = hashlib.sha256(str(made_from).encode()).hexdigest()
+            if (before.registered if before else self._fetched(key)) not in (None, version.creation_timestamp):
+                # Another model under the same number: nothing of the one before may be read as if it were this one's.
+                self._forget(key)
+                before = None
+            if GIVE_UP_TAG in version.tags:
+                why = f"given up by a person, with the tag {GIVE_UP_TAG}"
+                seen.verdicts |= {key: before} if before else {}
+                self._conclude(seen, key, self._verdict("not judged", version, why=why, inputs="given up"))
+                continue
+            if before and before.status != "waiting" and before.inputs == inputs:
+                seen.verdicts[key] = before
+                if before.status == "passed" and key not in gated and key not in busy:
+                    unsettled.append((key, inputs))
+                continue
+            if before is None or before.status != "waiting" or before.inputs != self.declared:
+                # New, declared anew, or made from something else: what was found before is not what holds now.
+                digest = before.digest if before else ""
+                before = self._verdict("waiting", version, digest=digest, inputs=self.declared)
+                self._report(seen, key, before)
+            seen.verdicts[key] = before
+            # One that comes back is a partition first, so that Dagster can tell what of it is stale.
+            if key not in busy and not (key in seen.new and key in models):
+                unsettled.append((key, inputs))
+        self._advance(seen, unsettled[: 2 * VERSIONS_PER_RUN], kinds)
+        self._versions_table(seen)
+        return seen
+
+    def _advance(self, seen: Seen, unsettled: Sequence[tuple[str, str]], kinds: Kinds) -> None:
+        """Judge the versions whose numbers are up to date, and ask for what the others lack."""
+        if not unsettled:
+            return
+        inputs = dict(unsettled)
+        keys = {ARCHITECTURE: list(inputs), ATTACK: list(self.branch.attacks)}
+        todo = look(self.graph, self.assets, keys, self.instance, self.store)
+        failed = self.runs.failed_since(min(seen.verdicts[key].at for key in inputs))
+        numbers = [key for key in self.assets if key not in self.gates]
+        ready = {key for key in inputs if not todo.of(key, numbers)}
+        bench = GateBench(self.branch, self.store, self._alias, self._outdated(seen, ready))
+        started = time.monotonic()
+        waiting = []
+        for key, rests_on in inputs.items():
+            version, before = seen.watched[key], seen.verdicts[key]
+            if key in ready and before.status == "waiting":
+                if time.monotonic() - started > PATIENCE:
+                    continue  # the next look goes on
+                status, why, table = judged(bench, key)
+                if held_up := self._held_up(seen, key, table):
+                    if before.why != held_up:
+                        self._report(seen, key, before.model_copy(update={"why": held_up}))
+                    continue
+                self._conclude(seen, key, self._verdict(status, version, why=why, inputs=rests_on), table)
+            if seen.verdicts[key].status != "waiting":
+                # The cells of its gates are shown, and spare later versions a judgement; no verdict waits for them.
+                passed = key in ready and seen.verdicts[key].status == "passed"
+                if passed and not self.runs.failure_of(key, seen.verdicts[key].at, failed):
+                    waiting.append(key)
+                continue
+            if (failure := self.runs.failure_of(key, before.at, failed)) is not None:
+                run_id, reason = failure
+                if refused := shortened(self.runs.refusal(run_id, key)):
+                    found = self._verdict("not judged", version, why=refused, inputs=rests_on)
+                    self._conclude(seen, key, found)
+                    continue
+                tries = before.tries + 1
+                facts = {"tries": tries, "next_try": int(self.now + pause(tries)), "why": shortened(reason)}
+                before = self._verdict("waiting", version, digest=before.digest, inputs=before.inputs, **facts)
+                self._report(seen, key, before, {"failed run": dg.MetadataValue.dagster_run(run_id)})
+            if before.next_try <= self.now:
+                waiting.append(key)
+            else:
+                seen.lines.append(f"{key}: {before.sentence}")
+        self._request(seen, todo, waiting, kinds)
+
+    def _gated(self) -> set[str]:
+        """The versions that have every cell of every gate."""
+        cells = Counter(
+            key.split("|")[0] for asset in self.gates for key in self.instance.get_materialized_partitions(asset)
+        )
+        return {key for key, count in cells.items() if count >= len(self.gates) * len(self.branch.attacks)}
+
+    def _outdated(self, seen: Seen, ready: Collection[str]) -> dict[tuple[str, str], str]:
+        """Version and attack -> why its numbers are not to be held against others now."""
+        waiting = [key for key, one in seen.verdicts.items() if one.status == "waiting" and key not in ready]
+        return {(key, attack): "its numbers are stale or missing" for key in waiting for attack in self.branch.attacks}
+
+    def _alias(self, name: str, alias: str) -> str:
+        """The version that an alias names; where MLflow is away nothing is concluded from that."""
+        try:
+            return self.tracking.version_of_alias(name, alias)
+        except LookupError as error:
+            if isinstance(error.__cause__, TrackingUnavailable):
+                raise error.__cause__ from None
+            raise
+
+    def _held_up(self, seen: Seen, key: str, table: pd.DataFrame) -> str:
+        """Why a version whose numbers are up to date cannot be judged yet; empty where it can."""
+        rows = table[table["status"] == NOT_JUDGED]
+        if (unread := rows[rows["judged"] == ""]).size:
+            return shortened(str(unread["why"].iloc[0]))
+        name, _, number = key.rpartition(SEPARATOR)
+        relative = any(gate.against for gate in self.branch.gates)
+        for other, one in seen.verdicts.items() if relative else ():
+            theirs, _, before = other.rpartition(SEPARATOR)
+            if theirs != name or other == key or one.status != "waiting":
+                continue
+            named = re.compile(rf"{re.escape(other)}(?!\d)")
+            if (int(before) < int(number) and one.tries < WAITED_FOR) or any(map(named.match, rows["why"])):
+                return f"{other}, which it may be held against, has not been judged yet"
+        return ""
+
+    def _request(self, seen: Seen, todo: Todo, waiting: Sequence[str], kinds: Kinds) -> None:
+        chosen = {*waiting, ""}
+        cells = {
+            key: {cell for cell in cells if cell.partition.get(ARCHITECTURE, "") in chosen}
+            for key, cells in todo.cells.items()
+        }
+        if not waiting:
+            return
+        order = [key for key in self.present if key not in seen.gone] + seen.new
+        alone = {key for key in waiting if seen.verdicts[key].tries > TRIES_TOGETHER}
+        at_once = RUNS_AT_ONCE if cells_per_run() else 1
+        for wanted in runs(Todo(todo.dimensions, todo.inputs, cells), order, list(self.branch.attacks), alone):
+            if kinds.get(wanted.dimensions, 0) < at_once:
+                kinds[wanted.dimensions] = kinds.get(wanted.dimensions, 0) + 1
+                seen.requests.append(self._run_request(wanted))
+
+    def _run_request(self, wanted: Wanted) -> dg.RunRequest:
+        versions = list(dict.fromkeys(cell[ARCHITECTURE] for cell in wanted.cells if ARCHITECTURE in cell))
+        named = ", ".join(versions[:3]) + (f" and {len(versions) - 3} more" if len(versions) > 3 else "")
+        tags = {**wanted.tags, WATCH_TAG: self.spec.name, "dagster/max_retries": "0"}
+        if versions:
+            tags[VERSIONS_TAG] = named
+        return dg.RunRequest(asset_selection=list(wanted.assets), tags=tags)
+
+    def _versions_table(self, seen: Seen) -> None:
+        """Ask for the table of all versions once after each new verdict, when no other run is asked for or at work."""
+        judged_at = [one.at for one in seen.verdicts.values() if one.status in ("passed", "failed")]
+        last = self.instance.get_run_records(dg.RunsFilter(tags={TABLE_TAG: self.spec.name}), limit=1)
+        if seen.requests or not judged_at or (last and last[0].create_timestamp.timestamp() >= max(judged_at) - 1):
+            return
+        if not self.instance.get_runs_count(dg.RunsFilter(tags={WATCH_TAG: self.spec.name}, statuses=UNFINISHED)):
+            tags = {WATCH_TAG: self.spec.name, TABLE_TAG: self.spec.name}
+            seen.requests.append(dg.RunRequest(asset_selection=[asset_key(self.branch, VERSIONS)], tags=tags))
+
+    def _forget(self, key: str) -> None:
+        """Serve nothing any more that was made of another model under the same number."""
+        import obstore
+
+        for asset in self.assets:
+            if asset.path[:2] != [self.spec.name, BRANCH]:
+                continue
+            prefix = f"{asset.to_user_string()}/{key}"
+            pointers = [path for path in self.store.sizes(prefix) if path.rsplit("/", 1)[-1] == "CURRENT"]
+            if pointers:
+                obstore.delete(self.store.objects, [f"{prefix}/{path}" for path in pointers])
+
+    def _conclude(self, seen: Seen, key: str, found: Verdict, table: pd.DataFrame | None = None) -> None:
+        """Report a verdict, unless it is the one that was reported last."""
+        found = found.model_copy(update={"digest": digest_of(self.branch, self.store, key)})
+        before = seen.verdicts.get(key)
+        if before and before.model_copy(update={"at": found.at}) == found:
+            return
+        shown = {}
+        if table is not None and len(table):
+            columns = ["attack", "rule", "value", "low", "high", "n", "limit", "against", "status"]
+            shown["gates"] = dg.MetadataValue.md(table[columns].to_markdown(index=False))
+        self._report(seen, key, found, shown)
+
+    def _verdict(self, status: Any, version: "ModelVersion", **facts: Any) -> Verdict:
+        # A run that ended within this second has been looked at.
+        return Verdict(status=status, registered=version.creation_timestamp, at=int(self.now) + 1, **facts)
+
+    def _fetched(self, key: str) -> int | None:
+        """When the model that is stored under a version was registered, in ms since 1970; None where none is stored."""
+        found = self.store.find(Cell("/".join(asset_key(self.branch, "model").path), {ARCHITECTURE: key}))
+        registered = found.manifest.attributes.get("registered") if found else None
+        return round(datetime.fromisoformat(registered).timestamp() * 1000) if registered else None
+
+    def _report(self, seen: Seen, key: str, verdict: Verdict, metadata: dict[str, Any] | None = None) -> None:
+        name, _, number = key.rpartition(SEPARATOR)
+        links = {"MLflow": dg.MetadataValue.url(self.tracking.model_page(name, number)), **(metadata or {})}
+        seen.events += events_of(self.spec, key, verdict, links)
+        seen.verdicts[key] = verdict
+        seen.lines.append(f"{key}: {verdict.sentence}")
