@@ -220,7 +220,7 @@ def versions(
 ) -> None:
     """Say what became of the registered versions: passed, failed, not judged (why), or waiting (next try at).
 
-    Ends with 1 where one failed, with 2 where one was not judged or waits.
+    Ends with 1 where one failed, with 3 where one was not judged or waits, and with 2 where none was seen.
     """
     import dioptra_assets as da
 
@@ -234,10 +234,9 @@ def versions(
         console.print(f"[{colour}]{row['status']}[/{colour}]  {escape(row['version'] + then + why)}", soft_wrap=True)
     if found.empty:
         _complain(f"experiment {experiment!r} has seen no registered version; `watch` in its file says which it takes")
-    if (found["status"] == "failed").any():
-        raise typer.Exit(1)
-    if found.empty or (found["status"] != "passed").any():
         raise typer.Exit(2)
+    if (found["status"] != "passed").any():
+        raise typer.Exit(1 if (found["status"] == "failed").any() else 3)
 
 
 @app.command()

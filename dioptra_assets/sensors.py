@@ -12,7 +12,8 @@ from dioptra_assets.launch import materialize_experiment
 from dioptra_assets.watching.announcing import announced
 from dioptra_assets.watching.asked_runs import UNFINISHED
 from dioptra_assets.watching.follow import record
-from dioptra_assets.watching.watcher import Seen, Watcher
+from dioptra_assets.watching.registry import Seen
+from dioptra_assets.watching.watcher import Watcher
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.store import StoreResource
 from resources.tracking import Tracking, TrackingUnavailable

@@ -21,7 +21,7 @@ from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import attack_of, documents
 from partitions.configs import edition
-from partitions.experiments import ExperimentSpec
+from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
 from resources.compute import prepare_device
@@ -197,7 +197,13 @@ def _preview(table: pd.DataFrame) -> str:
 def _metrics(cell: CellContext) -> CellResult:
     stored_examples = cell.read("evasion_examples", **cell.cell.partition)
     facts = stored_examples.manifest.attributes
-    table = metric_table(read_table(stored_examples), class_names=facts["class_names"], seed=facts["seed"])
+    examples = read_table(stored_examples)
+    if cell.spec.branch:
+        # The resampling draws by the names in a table: equal bytes have equal intervals, whatever their version.
+        examples = examples.assign(source=BRANCH, target=BRANCH)
+    table = metric_table(examples, class_names=facts["class_names"], seed=facts["seed"])
+    if cell.spec.branch:
+        table = table.assign(source=cell.cell.partition[ARCHITECTURE], target=cell.cell.partition[ARCHITECTURE])
     stored = write_table(cell.store, cell.cell, table, attributes={"missing": facts["missing"]}, **cell.publishing)
     metrics: dict[str, float] = {}
     for _, row in table.iterrows():

@@ -25,10 +25,14 @@ Inputs = Mapping[str, tuple[str, ...]]  # asset -> the dimensions it shares with
 def recipe_of(cell: "CellContext", inputs: Inputs, code_version: str) -> str:
     """What a cell is made from, as one hash that names no version."""
     partition = cell.cell.partition
-    made_from = {
-        asset: cell.read(asset, **{dimension: partition[dimension] for dimension in dimensions}).manifest.data_version
-        for asset, dimensions in inputs.items()
-    }
+    made_from: dict[str, Any] = {}
+    for asset, dimensions in inputs.items():
+        shared = {dimension: partition[dimension] for dimension in dimensions if dimension in partition}
+        if len(shared) == len(dimensions):
+            made_from[asset] = cell.read(asset, **shared).manifest.data_version
+        else:  # made from what there is under any attack
+            found, _ = cell.present(asset, [{**shared, ATTACK: attack} for attack in cell.spec.attacks])
+            made_from[asset] = {one.cell.partition[ATTACK]: one.manifest.data_version for one in found}
     facts = [cell.cell.asset, code_version, cell.spec.seed, partition.get(ATTACK), made_from]
     return sha256(json.dumps(facts, sort_keys=True).encode())
 

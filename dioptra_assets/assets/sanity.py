@@ -1,6 +1,7 @@
 """Sanity checks: of each model alone, which gates go by, and of the experiment; as asset checks that warn or block."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -69,6 +70,7 @@ def model_sanity_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         pool=GPU_POOL,
         code_version=edition("1", list(spec.attacks), list(spec.defences)),
         seeded=True,
+        reusable={"model": (ARCHITECTURE,), "testing_set": (), "adversarial_set": (ARCHITECTURE, ATTACK)},
         checks=[
             partitioned_check(
                 name,
@@ -110,7 +112,27 @@ def _check_model(cell: CellContext) -> CellResult:
     stored, missing = cell.present("evasion_metrics", partitions)
     if not stored:
         raise LookupError(f"{cell.cell}: no cell of evasion_metrics of {architecture} has been materialized yet")
-    table = read_tables(stored)
+    looked_at = {one.cell.partition[ATTACK]: one.manifest.data_version for one in stored}
+    rows = _of_twin(cell, cell.twin, looked_at) if cell.twin else _looked_at(cell, stored, looked_at)
+    facts = {"missing": missing, **cell.facts}
+    stored_table = write_table(cell.store, cell.cell, rows, attributes=facts, **cell.publishing)
+    results = summed(rows, [name for name in CHECKS if name != TRANSFERRED])
+    return _result(cell, MODEL_SANITY, stored_table, results, dg.AssetCheckSeverity.WARN)
+
+
+def _of_twin(cell: CellContext, twin: StoredCell, looked_at: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of the same bytes under another version, under the name of this one."""
+    rows, name = read_table(twin), re.compile(rf"{re.escape(twin.cell.partition[ARCHITECTURE])}(?!\d)")
+    own = cell.cell.partition[ARCHITECTURE]
+    return rows.assign(
+        looked_at=[looked_at.get(attack, "") for attack in rows["attack"]],
+        findings=[name.sub(lambda _: own, findings) for findings in rows["findings"]],
+    )
+
+
+def _looked_at(cell: CellContext, stored: Sequence[StoredCell], looked_at: Mapping[str, str]) -> pd.DataFrame:
+    """Rows of `MODEL_SANITY_COLUMNS` on the metric tables of a model."""
+    architecture, table = cell.cell.partition[ARCHITECTURE], read_tables(stored)
     metrics = table[(table["source"] == architecture) & (table["target"] == architecture)]
     testing_set = read_image_set(cell.read("testing_set"))
     prepare_device()
@@ -125,11 +147,7 @@ def _check_model(cell: CellContext) -> CellResult:
         references=_references(cell, attacks, model, testing_set),
         defences=cell.spec.defences,
     )
-    looked_at = {one.cell.partition[ATTACK]: one.manifest.data_version for one in stored}
-    rows = model_sanity_table(made, looked_at)
-    stored_table = write_table(cell.store, cell.cell, rows, attributes={"missing": missing}, **cell.publishing)
-    results = summed(rows, [name for name in CHECKS if name != TRANSFERRED])
-    return _result(cell, MODEL_SANITY, stored_table, results, dg.AssetCheckSeverity.WARN)
+    return model_sanity_table(made, looked_at)
 
 
 def _check(cell: CellContext) -> CellResult:

@@ -21,7 +21,8 @@ from resources.webhook import WebhookError, plain, post
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from dioptra_assets.watching.watcher import Seen, Watcher
+    from dioptra_assets.watching.registry import Seen
+    from dioptra_assets.watching.watcher import Watcher
 
 # Seconds of one look at the registry that are spent on writing to it; the rest is written at the next.
 PATIENCE = 10

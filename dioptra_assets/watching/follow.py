@@ -9,8 +9,9 @@ from dioptra_assets.assets.cells import dynamic_dimension
 from dioptra_assets.launch import QUIET
 from dioptra_assets.watching.announcing import announced
 from dioptra_assets.watching.asked_runs import VERSIONS_TAG
+from dioptra_assets.watching.registry import Seen
 from dioptra_assets.watching.verdicts import Verdict
-from dioptra_assets.watching.watcher import Seen, Watcher
+from dioptra_assets.watching.watcher import Watcher
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.cells import CellStore
 from resources.tracking import Tracking

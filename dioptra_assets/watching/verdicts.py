@@ -11,16 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import dagster as dg
-import pandas as pd
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dioptra_assets.assets.cells import DIMENSIONS, asset_key, partitions_of
-from dioptra_assets.assets.gate_bench import GateBench, gated_families
-from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, PASSED, overall, said
+from dioptra_assets.assets.gate_bench import gated_families
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE
-from resources.cells import Cell, CellStore
 
 VERDICT = f"{BRANCH}/verdict"
 LONGEST_REASON = 600
@@ -131,34 +128,6 @@ def events_of(
         tags={DATA_VERSION_TAG: verdict.model_dump_json(), "dagster/data_version_is_user_provided": "true"},
     )
     return [materialization]
-
-
-def judged(bench: GateBench, version: str) -> tuple[Status, str, pd.DataFrame]:
-    """Whether the stored numbers of a version reach what the gates ask for: status, why, and the rows of every gate.
-
-    Args:
-        bench: judges the branch of registered models.
-        version: `NAME@VERSION`; its metric tables and sanity checks are up to date.
-    """
-    table = bench.model(version)
-    if table.empty:
-        return NOT_JUDGED, "the experiment has no gates", table
-    status = overall(table)
-    # A rule that fails and does not block is said of a version that passed.
-    blocking = table["severity"] == "block"
-    shown = {
-        PASSED: table["status"] != PASSED,
-        FAILED: blocking & (table["status"] == FAILED),
-        NOT_JUDGED: table["status"] == NOT_JUDGED,
-    }[status]
-    why = "; ".join(f"{row['attack']}: {said(row)}" for _, row in table[shown].iterrows())
-    return status, shortened(why), table
-
-
-def digest_of(spec: ExperimentSpec, store: CellStore, version: str) -> str:
-    """SHA-256 of the model file that was fetched; empty where none was."""
-    found = store.find(Cell("/".join(asset_key(branch_of(spec), "model").path), {ARCHITECTURE: version}))
-    return str(found.manifest.attributes.get("sha256", "")) if found else ""
 
 
 def shortened(text: str) -> str:

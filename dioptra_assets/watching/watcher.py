@@ -7,12 +7,10 @@ away lose no version, and make none twice.
 
 import hashlib
 import json
-import re
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +19,19 @@ import pandas as pd
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
-from dioptra_assets.assets.gate_bench import GateBench
-from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS, version_key
-from dioptra_assets.robustness.gates import NOT_JUDGED
-from dioptra_assets.watching.asked_runs import TABLE_TAG, UNFINISHED, VERSIONS_TAG, WATCH_TAG, AskedRuns, Kinds
-from dioptra_assets.watching.planning import VERSIONS_PER_RUN, Todo, Wanted, look, runs
-from dioptra_assets.watching.verdicts import (
-    Verdict,
-    digest_of,
-    events_of,
-    judged,
-    pause,
-    shortened,
-    verdicts_of,
-)
+from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
+from dioptra_assets.watching.asked_runs import AskedRuns, Kinds
+from dioptra_assets.watching.judging import gate_bench, held_up, judged
+from dioptra_assets.watching.planning import VERSIONS_PER_RUN, look
+from dioptra_assets.watching.registry import Seen, watched_versions
+from dioptra_assets.watching.requests import run_requests, versions_table
+from dioptra_assets.watching.stored import digest_of, forget, registered_at
+from dioptra_assets.watching.verdicts import Verdict, events_of, pause, shortened, verdicts_of
 from partitions.attacks import attack_document
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key
-from resources.cells import Cell, CellStore
-from resources.executors import cells_per_run
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.cells import CellStore
+from resources.tracking import Tracking
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -48,52 +39,8 @@ if TYPE_CHECKING:
 GIVE_UP_TAG = "dioptra_assets.give_up"
 # From so many failed tries on a version is tried in a run of its own: what kills a run must not take others with it.
 TRIES_TOGETHER = 1
-# Runs of one kind at once on a cluster; on one machine one after another, each for all that have come meanwhile.
-RUNS_AT_ONCE = 16
-# Versions are held against those before them; one that has failed so often is not waited for any longer.
-WAITED_FOR = 4
 # Seconds that one look may spend on judging; a sensor has a minute.
 PATIENCE = 20
-
-
-@dataclass
-class Seen:
-    """What one look came to.
-
-    Attributes:
-        new: versions that are no partitions yet.
-        gone: partitions whose version is in the registry no more.
-        requests: runs to be started.
-        events: verdicts to be reported.
-        verdicts: what is known of every watched version, after this look.
-        watched: the watched versions, the oldest first.
-        lines: what a person should read.
-    """
-
-    new: list[str] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    requests: list[dg.RunRequest] = field(default_factory=list)
-    events: list[Any] = field(default_factory=list)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    watched: dict[str, "ModelVersion"] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-
-
-def watched_versions(spec: ExperimentSpec, tracking: Tracking) -> tuple[dict[str, "ModelVersion"], list[str]]:
-    """`NAME@VERSION` -> version of all that an experiment watches, the oldest first; and the keys of all there are.
-
-    Raises:
-        TrackingUnavailable: MLflow does not answer.
-    """
-    watch = spec.watch
-    assert watch is not None
-    versions = tracking.registered_versions()
-    aliases = tracking.aliases() if watch.alias else {}
-    taken = [one for one in versions if watch.takes(one.name, one.tags, aliases.get((one.name, str(one.version)), ()))]
-    return (
-        {version_key(one.name, one.version): one for one in taken},
-        [version_key(one.name, one.version) for one in versions],
-    )
 
 
 @dataclass
@@ -195,9 +142,10 @@ class Watcher:
             before = known.get(key)
             made_from = (self.declared, version.creation_timestamp, images, models.get(key))
             inputs = hashlib.sha256(str(made_from).encode()).hexdigest()
-            if (before.registered if before else self._fetched(key)) not in (None, version.creation_timestamp):
+            registered = before.registered if before else registered_at(self.branch, self.store, key)
+            if registered not in (None, version.creation_timestamp):
                 # Another model under the same number: nothing of the one before may be read as if it were this one's.
-                self._forget(key)
+                forget([asset for asset in self.assets if asset.path[1] == BRANCH], self.store, key)
                 before = None
             if GIVE_UP_TAG in version.tags:
                 why = f"given up by a person, with the tag {GIVE_UP_TAG}"
@@ -218,8 +166,11 @@ class Watcher:
             # One that comes back is a partition first, so that Dagster can tell what of it is stale.
             if key not in busy and not (key in seen.new and key in models):
                 unsettled.append((key, inputs))
+        # Those that are to be tried later, and those that have their verdict, keep nobody from his.
+        unsettled.sort(key=lambda one: (seen.verdicts[one[0]].status != "waiting", seen.verdicts[one[0]].next_try))
         self._advance(seen, unsettled[: 2 * VERSIONS_PER_RUN], kinds)
-        self._versions_table(seen)
+        if not seen.requests:
+            seen.requests = versions_table(self.branch, self.instance, seen.verdicts)
         return seen
 
     def _advance(self, seen: Seen, unsettled: Sequence[tuple[str, str]], kinds: Kinds) -> None:
@@ -232,7 +183,7 @@ class Watcher:
         failed = self.runs.failed_since(min(seen.verdicts[key].at for key in inputs))
         numbers = [key for key in self.assets if key not in self.gates]
         ready = {key for key in inputs if not todo.of(key, numbers)}
-        bench = GateBench(self.branch, self.store, self._alias, self._outdated(seen, ready))
+        bench = gate_bench(self.branch, self.store, self.tracking, seen, ready)
         started = time.monotonic()
         waiting = []
         for key, rests_on in inputs.items():
@@ -241,9 +192,9 @@ class Watcher:
                 if time.monotonic() - started > PATIENCE:
                     continue  # the next look goes on
                 status, why, table = judged(bench, key)
-                if held_up := self._held_up(seen, key, table):
-                    if before.why != held_up:
-                        self._report(seen, key, before.model_copy(update={"why": held_up}))
+                if reason := held_up(self.branch, seen, key, table):
+                    if before.why != reason:
+                        self._report(seen, key, before.model_copy(update={"why": reason}))
                     continue
                 self._conclude(seen, key, self._verdict(status, version, why=why, inputs=rests_on), table)
             if seen.verdicts[key].status != "waiting":
@@ -266,7 +217,9 @@ class Watcher:
                 waiting.append(key)
             else:
                 seen.lines.append(f"{key}: {before.sentence}")
-        self._request(seen, todo, waiting, kinds)
+        order = [key for key in self.present if key not in seen.gone] + seen.new
+        alone = {key for key in waiting if seen.verdicts[key].tries > TRIES_TOGETHER}
+        seen.requests = run_requests(self.branch, todo, waiting, order, at_work=kinds, alone=alone)
 
     def _gated(self) -> set[str]:
         """The versions that have every cell of every gate."""
@@ -274,82 +227,6 @@ class Watcher:
             key.split("|")[0] for asset in self.gates for key in self.instance.get_materialized_partitions(asset)
         )
         return {key for key, count in cells.items() if count >= len(self.gates) * len(self.branch.attacks)}
-
-    def _outdated(self, seen: Seen, ready: Collection[str]) -> dict[tuple[str, str], str]:
-        """Version and attack -> why its numbers are not to be held against others now."""
-        waiting = [key for key, one in seen.verdicts.items() if one.status == "waiting" and key not in ready]
-        return {(key, attack): "its numbers are stale or missing" for key in waiting for attack in self.branch.attacks}
-
-    def _alias(self, name: str, alias: str) -> str:
-        """The version that an alias names; where MLflow is away nothing is concluded from that."""
-        try:
-            return self.tracking.version_of_alias(name, alias)
-        except LookupError as error:
-            if isinstance(error.__cause__, TrackingUnavailable):
-                raise error.__cause__ from None
-            raise
-
-    def _held_up(self, seen: Seen, key: str, table: pd.DataFrame) -> str:
-        """Why a version whose numbers are up to date cannot be judged yet; empty where it can."""
-        rows = table[table["status"] == NOT_JUDGED]
-        if (unread := rows[rows["judged"] == ""]).size:
-            return shortened(str(unread["why"].iloc[0]))
-        name, _, number = key.rpartition(SEPARATOR)
-        relative = any(gate.against for gate in self.branch.gates)
-        for other, one in seen.verdicts.items() if relative else ():
-            theirs, _, before = other.rpartition(SEPARATOR)
-            if theirs != name or other == key or one.status != "waiting":
-                continue
-            named = re.compile(rf"{re.escape(other)}(?!\d)")
-            if (int(before) < int(number) and one.tries < WAITED_FOR) or any(map(named.match, rows["why"])):
-                return f"{other}, which it may be held against, has not been judged yet"
-        return ""
-
-    def _request(self, seen: Seen, todo: Todo, waiting: Sequence[str], kinds: Kinds) -> None:
-        chosen = {*waiting, ""}
-        cells = {
-            key: {cell for cell in cells if cell.partition.get(ARCHITECTURE, "") in chosen}
-            for key, cells in todo.cells.items()
-        }
-        if not waiting:
-            return
-        order = [key for key in self.present if key not in seen.gone] + seen.new
-        alone = {key for key in waiting if seen.verdicts[key].tries > TRIES_TOGETHER}
-        at_once = RUNS_AT_ONCE if cells_per_run() else 1
-        for wanted in runs(Todo(todo.dimensions, todo.inputs, cells), order, list(self.branch.attacks), alone):
-            if kinds.get(wanted.dimensions, 0) < at_once:
-                kinds[wanted.dimensions] = kinds.get(wanted.dimensions, 0) + 1
-                seen.requests.append(self._run_request(wanted))
-
-    def _run_request(self, wanted: Wanted) -> dg.RunRequest:
-        versions = list(dict.fromkeys(cell[ARCHITECTURE] for cell in wanted.cells if ARCHITECTURE in cell))
-        named = ", ".join(versions[:3]) + (f" and {len(versions) - 3} more" if len(versions) > 3 else "")
-        tags = {**wanted.tags, WATCH_TAG: self.spec.name, "dagster/max_retries": "0"}
-        if versions:
-            tags[VERSIONS_TAG] = named
-        return dg.RunRequest(asset_selection=list(wanted.assets), tags=tags)
-
-    def _versions_table(self, seen: Seen) -> None:
-        """Ask for the table of all versions once after each new verdict, when no other run is asked for or at work."""
-        judged_at = [one.at for one in seen.verdicts.values() if one.status in ("passed", "failed")]
-        last = self.instance.get_run_records(dg.RunsFilter(tags={TABLE_TAG: self.spec.name}), limit=1)
-        if seen.requests or not judged_at or (last and last[0].create_timestamp.timestamp() >= max(judged_at) - 1):
-            return
-        if not self.instance.get_runs_count(dg.RunsFilter(tags={WATCH_TAG: self.spec.name}, statuses=UNFINISHED)):
-            tags = {WATCH_TAG: self.spec.name, TABLE_TAG: self.spec.name}
-            seen.requests.append(dg.RunRequest(asset_selection=[asset_key(self.branch, VERSIONS)], tags=tags))
-
-    def _forget(self, key: str) -> None:
-        """Serve nothing any more that was made of another model under the same number."""
-        import obstore
-
-        for asset in self.assets:
-            if asset.path[:2] != [self.spec.name, BRANCH]:
-                continue
-            prefix = f"{asset.to_user_string()}/{key}"
-            pointers = [path for path in self.store.sizes(prefix) if path.rsplit("/", 1)[-1] == "CURRENT"]
-            if pointers:
-                obstore.delete(self.store.objects, [f"{prefix}/{path}" for path in pointers])
 
     def _conclude(self, seen: Seen, key: str, found: Verdict, table: pd.DataFrame | None = None) -> None:
         """Report a verdict, unless it is the one that was reported last."""
@@ -366,12 +243,6 @@ class Watcher:
     def _verdict(self, status: Any, version: "ModelVersion", **facts: Any) -> Verdict:
         # A run that ended within this second has been looked at.
         return Verdict(status=status, registered=version.creation_timestamp, at=int(self.now) + 1, **facts)
-
-    def _fetched(self, key: str) -> int | None:
-        """When the model that is stored under a version was registered, in ms since 1970; None where none is stored."""
-        found = self.store.find(Cell("/".join(asset_key(self.branch, "model").path), {ARCHITECTURE: key}))
-        registered = found.manifest.attributes.get("registered") if found else None
-        return round(datetime.fromisoformat(registered).timestamp() * 1000) if registered else None
 
     def _report(self, seen: Seen, key: str, verdict: Verdict, metadata: dict[str, Any] | None = None) -> None:
         name, _, number = key.rpartition(SEPARATOR)
