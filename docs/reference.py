@@ -53,12 +53,12 @@ runs. It is always one of:
 | `waiting` | for its first run, or, where that failed, until the time that is said: 30 seconds, then twice as \
 long each time, up to an hour |
 
-It is shown by `dioptra-assets versions EXPERIMENT` (ends with 1 where one failed, with 3 where one was not \
-judged or waits, with 2 where none was seen), by `da.verdicts("EXPERIMENT")`, in Dagster on the asset `registered_model/verdict`, and in MLflow in \
-the description and the tags `dioptra_assets.EXPERIMENT.verdict`, `.why`, `.digest`, `.next_try` and `.link` of \
-the version. `DIOPTRA_ASSETS_SERVER` says where Dagster's pages are, for the link. A version that fails for ever \
-is given up with the tag `dioptra_assets.give_up` on the version in MLflow, and taken up again when the tag is \
-taken away.
+It is shown by `dioptra-assets versions EXPERIMENT` (ends with 1 where one failed, with 3 where one was not judged \
+or waits, with 2 where none was seen), by `da.verdicts("EXPERIMENT")`, in Dagster on the asset \
+`registered_model/verdict`, and in MLflow in the description and the tags `dioptra_assets.EXPERIMENT.verdict`, \
+`.why`, `.digest`, `.next_try` and `.link` of the version. `DIOPTRA_ASSETS_SERVER` says where Dagster's pages are, \
+for the link. A version that fails for ever is given up with the tag `dioptra_assets.give_up` on the version in \
+MLflow, and taken up again when the tag is taken away.
 
 A version is its bytes: registered again, they are not attacked again; another model under an old number starts \
 from nothing. A version that is deleted is no partition any more. With `notify` a webhook (Slack, or what takes \
