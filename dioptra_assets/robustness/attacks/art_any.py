@@ -17,13 +17,14 @@ class AnyArtAttack(Attack, frozen=True, extra="forbid"):
     Name and parameters are checked, when the config loads, against a table of ART 1.20.1; bounds that ART keeps for
     itself are checked when the attack is set up. What its defaults get wrong is seen to: labels are always given, the
     model gives logits (probabilities to the few attacks that ask for them), the loss is taken on logits, and what the
-    attack draws at random comes from generators seeded by the seed and the image's position in the set. For that,
-    attacks that draw at random, or whose images would influence each other, get one image at a time whatever
-    `batch_size` is.
+    attack draws at random comes from generators seeded by the seed and the image's position in the set. Attacks that
+    draw where they start and nothing else (AutoProjectedGradientDescent, AutoConjugateGradient,
+    ProjectedGradientDescent) run in batches all the same; others that draw, or whose images would influence each other,
+    get one image at a time whatever `batch_size` is.
 
-    `queries` counts the images that went through the model; where ART attacks a batch at once it is the mean over the
-    batch, rounded up. `zero_gradient` says, of a white-box attack, whether the gradient of the cross-entropy is zero at
-    the image it starts from.
+    `queries` counts the images that went through the model; where ART attacks a batch at once, and stops for none of
+    its images, it is the mean over the batch, rounded up. `zero_gradient` says, of a white-box attack, whether the
+    gradient of the cross-entropy is zero at the image it starts from.
     """
 
     method: Literal["art"] = "art"
@@ -98,6 +99,7 @@ class AnyArtAttack(Attack, frozen=True, extra="forbid"):
             self._art_attack,
             seed=seed,
             alone=_alone(facts, self._values()),
+            starts=facts.starts,
             white_box=facts.knowledge == "white-box",
             probabilities=facts.outputs == "probabilities",
         )

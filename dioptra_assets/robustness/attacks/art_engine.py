@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dioptra_assets.robustness.attacks import compiled
+from dioptra_assets.robustness.attacks.art_starts import Starts
 from dioptra_assets.robustness.attacks.base import AttackInput, PerturbBatch, Perturbed
 from dioptra_assets.robustness.kept import made_of
 
@@ -98,6 +99,7 @@ def prepare_any(
     *,
     seed: int,
     alone: bool,
+    starts: bool = False,
     white_box: bool,
     probabilities: bool,
 ) -> PerturbBatch:
@@ -113,6 +115,7 @@ def prepare_any(
             what they found in one over to the next.
         seed: of what is drawn at random.
         alone: give it one image at a time.
+        starts: it draws where it starts and nothing else, so each image of a batch gets a generator of its own.
         white_box: it follows gradients, so note where there are none.
         probabilities: give it the softmax of the logits.
 
@@ -141,9 +144,16 @@ def prepare_any(
             with _seeded_generators([seed, position]):
                 attack = make_attack(classifier)
                 watch.begin()
-                made = _generate(attack, images[part].copy(), labels[part], position)
+                if starts and not alone:
+                    states = [np.random.RandomState(_words([seed, int(at)])).get_state() for at in batch.positions]
+                    own = Starts(attack, watch, states, batch.goals)
+                    with own.given():
+                        made = _generate(attack, images.copy(), labels, position)
+                    queries[:] = own.queries
+                else:
+                    made = _generate(attack, images[part].copy(), labels[part], position)
+                    queries[part] = -(-watch.rows() // at_once)
             images[part] = np.clip(made, 0.0, 1.0, dtype=np.float32)
-            queries[part] = -(-watch.rows() // at_once)
             finite[part] = watch.all_finite()
         return Perturbed(
             images=images,
@@ -225,7 +235,7 @@ def _seeded_generators(seed: list[int]) -> Iterator[None]:
     A generator made without a seed in the meantime, as HopSkipJump does, gets this one too.
     """
     before, python_before, random_state = np.random.get_state(), random.getstate(), np.random.RandomState
-    words = np.random.SeedSequence(seed).generate_state(8)
+    words = _words(seed)
 
     class Seeded(random_state):
         def __init__(self, seed: Any = None) -> None:
@@ -240,6 +250,10 @@ def _seeded_generators(seed: list[int]) -> Iterator[None]:
         np.random.RandomState = random_state
         np.random.set_state(before)
         random.setstate(python_before)
+
+
+def _words(seed: list[int]) -> np.ndarray:
+    return np.random.SeedSequence(seed).generate_state(8)
 
 
 def _compiled_gradient_check(model: Any, class_count: int) -> Callable[..., dict[str, np.ndarray]]:

@@ -35,6 +35,7 @@ class ArtAttack:
         alone: it has to be given one image at a time: it draws from numpy's global generator, so that an image's result
             would depend on the others of its batch, or mixes the images of a batch. Else the names of parameters that
             make it so where they are neither false nor zero.
+        starts: it draws the points that it starts from and nothing else, which `art_starts` draws image by image.
         outputs: what it takes the model to give.
         batch_size: the only one it takes, where there is just one.
     """
@@ -43,13 +44,14 @@ class ArtAttack:
     norm: Literal["inf", "2", "1", "0", "parameter", "none"]
     goals: tuple[Goal, ...] = BOTH
     alone: bool | tuple[str, ...] = False
+    starts: bool = False
     outputs: Literal["logits", "probabilities"] = "logits"
     batch_size: int | None = None
 
 
 ART_ATTACKS: dict[str, ArtAttack] = {
-    "AutoConjugateGradient": ArtAttack("white-box", "parameter", alone=True),
-    "AutoProjectedGradientDescent": ArtAttack("white-box", "parameter", alone=True),
+    "AutoConjugateGradient": ArtAttack("white-box", "parameter", starts=True),
+    "AutoProjectedGradientDescent": ArtAttack("white-box", "parameter", starts=True),
     "BasicIterativeMethod": ArtAttack("white-box", "inf"),
     "BoundaryAttack": ArtAttack("black-box", "2", alone=True),
     "CarliniL0Method": ArtAttack("white-box", "0"),
@@ -61,7 +63,8 @@ ART_ATTACKS: dict[str, ArtAttack] = {
     "HopSkipJump": ArtAttack("black-box", "parameter", alone=True),
     "MomentumIterativeMethod": ArtAttack("white-box", "parameter"),
     "NewtonFool": ArtAttack("white-box", "2", UNTARGETED, outputs="probabilities"),
-    "ProjectedGradientDescent": ArtAttack("white-box", "parameter", alone=("num_random_init", "random_eps")),
+    "ProjectedGradientDescent": ArtAttack("white-box", "parameter", alone=("random_eps",), starts=True),
+    # It divides by the norm of the gradients of the whole batch.
     "RescalingAutoConjugateGradient": ArtAttack("white-box", "parameter", alone=True),
     "SaliencyMapMethod": ArtAttack("white-box", "0", TARGETED),
     "SignOPTAttack": ArtAttack("black-box", "2", UNTARGETED, alone=True),

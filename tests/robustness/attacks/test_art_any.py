@@ -1,8 +1,10 @@
 """Any attack of ART by name: what a config may say, and that what ART leaves to chance is left to none."""
 
+import dataclasses
 import random
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -156,6 +158,53 @@ def test_what_art_draws_depends_on_the_seed_and_the_position_alone(dense_model: 
     assert not np.array_equal(one, other)
     assert drawn == (np.random.random(), random.random())
     assert np.random.RandomState is generators
+
+
+STARTING: dict[str, dict[str, Any]] = {
+    "AutoProjectedGradientDescent": {"loss_type": "cross_entropy", "nb_random_init": 2},
+    "AutoConjugateGradient": {"loss_type": "difference_logits_ratio", "nb_random_init": 2},
+    "ProjectedGradientDescent": {"num_random_init": 2},
+}
+
+
+@pytest.mark.parametrize("attack", STARTING)
+def test_in_a_batch_an_image_starts_where_it_starts_alone(
+    attack: str, dense_model: Any, digits: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some images fall at the first start, and others need what the second draws."""
+    images = few(digits, 12)
+    parameters: dict[str, Any] = {"eps": 0.1, "eps_step": 0.05, "max_iter": 3, **STARTING[attack]}
+    batched, index = attack_all(art(attack, **parameters), dense_model, images)
+    split, _ = attack_all(art(attack, batch=5, **parameters), dense_model, images)
+    one_by_one = dataclasses.replace(ART_ATTACKS[attack], alone=True, starts=False)
+    monkeypatch.setitem(ART_ATTACKS, attack, one_by_one)
+    alone, index_alone = attack_all(art(attack, **parameters), dense_model, images)
+    np.testing.assert_allclose(batched, alone, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(split, alone, rtol=0, atol=1e-6)
+    fallen = predict(dense_model, batched) != images.labels
+    assert 0 < fallen.sum() < len(fallen), "else it does not matter who stands"
+    assert (index["queries"] - index_alone["queries"]).between(0, 2).all(), "who fell is looked at once a start"
+    assert attack == "ProjectedGradientDescent" or index["queries"].nunique() > 1, "counted image by image"
+
+
+@pytest.mark.parametrize(
+    ("scale", "step"),
+    [
+        pytest.param(6.0, {"norm": 2, "eps": 0.5, "eps_step": 0.1, "max_iter": 6}, id="small gradients"),
+        pytest.param(24.0, {"eps": 0.3, "eps_step": 0.02, "max_iter": 12}, id="a loss of zero"),
+    ],
+)
+def test_of_a_sure_model_too_an_image_gets_alone_what_it_gets_in_a_batch(
+    scale: float, step: dict[str, Any], dense_model: Any, digits: ImageSet
+) -> None:
+    """Averaged over a batch small gradients are smaller still, and a loss of zero would end an image alone at once."""
+    steep = keras.Sequential([keras.Input((8, 8, 1)), dense_model, keras.layers.Rescaling(scale)])
+    images = few(digits, 12)
+    attack = {"loss_type": "cross_entropy", "nb_random_init": 1, **step}
+    together, alone = (
+        attack_all(art("AutoProjectedGradientDescent", batch=batch, **attack), steep, images)[0] for batch in (12, 1)
+    )
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-6)
 
 
 def test_what_was_found_for_one_image_is_not_carried_over_to_the_next() -> None:
