@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +61,13 @@ def materialize(
         ),
     ] = None,
 ) -> None:
-    """Compute every cell of an experiment that is missing or stale, in this process."""
+    """Compute every cell of an experiment that is missing or stale, in this process, and write its report anew."""
+    if _materialized(experiment, asset or (), cell or ()):
+        _write_report(experiment, None)
+
+
+def _materialized(experiment: str, assets: Sequence[str] = (), cells: Sequence[str] = ()) -> bool:
+    """Compute what is missing or stale, and say how it went. Gives whether the report was made anew."""
     with showing(console):
         # Here, since they take seconds of which the display says something.
         import dioptra_assets as da
@@ -67,7 +75,7 @@ def materialize(
         from dioptra_assets.selection import SelectionError
 
         try:
-            launched = da.materialize(experiment, log=lambda line: None, assets=asset or (), cells=cell or ())
+            launched = da.materialize(experiment, log=lambda line: None, assets=assets, cells=cells)
         except (UnknownExperimentError, SelectionError) as error:
             _complain(error)
             raise typer.Exit(2) from error
@@ -76,22 +84,23 @@ def materialize(
     failed: dict[str, list[str]] = {}
     for one, why in launched.failed.items():
         failed.setdefault(why, []).append(str(one))
-    for why, cells in failed.items():
-        _complain(f"{', '.join(cells)} failed: {why}")
+    for why, several in failed.items():
+        _complain(f"{', '.join(several)} failed: {why}")
     if launched.skipped:
         _complain(f"{len(launched.skipped)} cells not tried, since what they are made from failed")
     if launched.failed:
         raise typer.Exit(1)
+    return any(one.asset == f"{experiment}/report" for one in launched.computed)
 
 
 @app.command()
 def demo() -> None:
     """Run the experiment `digits` from its data to its report, and say where everything is."""
     _say("Handwritten digits: training two models, attacking each, evaluating both on every adversarial set.")
-    materialize("digits")
+    _materialized("digits")
     transfer("digits")
     gate("digits")
-    report("digits", None)
+    _write_report("digits", None)
     _say("graph:  `make ui`, then http://127.0.0.1:3000/locations/dioptra_assets/asset-groups/digits/lineage")
     _say('python: import dioptra_assets as da; da.load("digits/evasion_metrics")')
 
@@ -245,6 +254,19 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the report of an experiment to an HTML file."""
+    from dioptra_assets import overview
+    from dioptra_assets.launch import UnknownExperimentError
+
+    _write_report(experiment, output)
+    with suppress(UnknownExperimentError):  # kept of an experiment whose file is gone
+        states = {path: state for one in overview.assets(experiment) for path, state in one.states.items()}
+        if states.get(f"{experiment}/report") == "stale":
+            _complain(
+                f"{experiment} was changed since: `dioptra-assets materialize {experiment}` makes the report anew"
+            )
+
+
+def _write_report(experiment: str, output: Path | None) -> None:
     import dioptra_assets as da
 
     target = output or home.home() / "reports" / f"{experiment}.html"

@@ -143,6 +143,24 @@ def test_report_writes_the_page_and_says_where(lab: Lab, call, tmp_path: Path) -
     assert elsewhere.exists()
 
 
+def test_the_page_follows_the_experiment(blank: Lab, call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (definitions, overview):
+        monkeypatch.setattr(module, "defs", blank.defs)
+    page = blank.home / "reports" / "tiny.html"
+    small = {**EXPERIMENT, "architectures": {"shallow_net": {"epochs": 1}}, "attacks": {"fgm": {"eps": 0.1}}}
+    blank.write(small)
+    code, out, _ = call("materialize", "tiny")
+    assert (code, out[-1]) == (0, f"report: {page}")
+    blank.write({**small, "description": "Another title of the same numbers."})
+    assert call("report", "tiny")[2] == [
+        "tiny was changed since: `dioptra-assets materialize tiny` makes the report anew"
+    ]
+    assert "Another title" not in page.read_text()
+    assert call("materialize", "tiny")[0] == 0
+    assert "Another title" in page.read_text()
+    assert call("report", "tiny") == (0, [f"report: {page}"], [])
+
+
 def test_a_store_that_cannot_be_opened_is_one_line_naming_the_setting(
     blank: Lab, call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

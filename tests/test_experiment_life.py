@@ -3,7 +3,7 @@
 After a quiet `materialize` everything is fresh, and every stored value is that of a new home with the same file. Rules
 such as `no worse than last` are left out: a new home has no last. For an hour of it:
 
-    DIOPTRA_ASSETS_LIFE_SECONDS=3600 pytest -m slow tests/test_experiment_life.py
+    LIFE_SECONDS=3600 pytest -m slow tests/test_experiment_life.py
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.made_up import POINTS, EndedError, Home, Kill, digest
 
-SECONDS = float(os.environ.get("DIOPTRA_ASSETS_LIFE_SECONDS", "60"))
+SECONDS = float(os.environ.get("LIFE_SECONDS", "60"))
 RECIPES = {
     "le_net": {"epochs": 1},
     "shallow_net": {"epochs": 1},

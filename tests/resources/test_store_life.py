@@ -2,7 +2,7 @@
 
 `make test` takes a few steps of it. For an hour of it:
 
-    DIOPTRA_ASSETS_LIFE_SECONDS=3600 pytest -m slow tests/resources/test_store_life.py
+    LIFE_SECONDS=3600 pytest -m slow tests/resources/test_store_life.py
 """
 
 import contextlib
@@ -38,7 +38,7 @@ CELLS = [
     Cell("digits/report"),
 ]
 FILES = ("a.bin", "folder/b.bin")
-SECONDS = float(os.environ.get("DIOPTRA_ASSETS_LIFE_SECONDS", "60"))
+SECONDS = float(os.environ.get("LIFE_SECONDS", "60"))
 
 which = st.sampled_from(CELLS)
 contents = st.sampled_from(["one", "two", "three"])
