@@ -30,8 +30,10 @@ setup: .venv/.installed $(if $(GPU),.venv/.gpu)
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 setup")'
+	@echo 'Setting up .venv, once: the packages of requirements.lock, 5 GB on disk; a minute or two on a fast line'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "$$(grep -c '^[A-Za-z0-9._-]*==' requirements.lock) packages are fetched, checked against their hashes and installed"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
