@@ -22,7 +22,8 @@ PAGE = Path(__file__).parent / "experiments.md"
 ENTRIES = {"attacks": ATTACKS, "poisonings": POISONINGS, "inversions": INVERSIONS, "defences": DEFENCES}
 UNASKED = """## What is computed without being asked
 
-Nothing, unless the experiment says so. `watch` alone adds the branch `registered_model/...` and a sensor that is off.
+Nothing, unless the experiment says so (of those that are shipped `watched` does). `watch` alone adds the branch \
+`registered_model/...` and a sensor that is off.
 
 | field | what it turns on | what is computed, and when |
 |---|---|---|

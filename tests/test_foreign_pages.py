@@ -123,9 +123,9 @@ def visit(browser: Browser, page_at: str, target: dict[str, Any], seconds: int =
     return read
 
 
-def launching(lab: Lab) -> str:
+def launching(lab: Lab, asset: str = "attack_config") -> str:
     location = f'repositoryLocationName: "{lab.module}.definitions", repositoryName: "__repository__"'
-    selector = f'{{{location}, jobName: "__ASSET_JOB", assetSelection: [{{path: ["tiny", "attack_config"]}}]}}'
+    selector = f'{{{location}, jobName: "__ASSET_JOB", assetSelection: [{{path: ["tiny", "{asset}"]}}]}}'
     return f"mutation {{ launchRun(executionParams: {{selector: {selector}, runConfigData: {{}}}}) {{ __typename }} }}"
 
 

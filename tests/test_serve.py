@@ -94,7 +94,7 @@ def test_after_a_mistake_is_mended_and_reloaded_a_run_uses_the_new_code(blank: L
         definitions.write_text(right)
         graphql(url, RELOAD.replace("NAME", f"{blank.module}.definitions"))
         wait(lambda: kind(url)[0] == "RepositoryLocation")
-        assert graphql(url, launching(blank))["data"]["launchRun"] == {"__typename": "LaunchRunSuccess"}
+        assert graphql(url, launching(blank, "testing_set"))["data"]["launchRun"] == {"__typename": "LaunchRunSuccess"}
         done = wait(lambda: [run for run in _runs(url) if run["status"] in ("SUCCESS", "FAILURE")])
         assert [run["status"] for run in done] == ["SUCCESS"]
         others = psutil.Process(process.pid).children(recursive=True)

@@ -44,6 +44,16 @@ def tags_of(lab: Lab, key: str = KEY) -> dict[str, str]:
     return {tag.removeprefix("dioptra_assets.tiny."): value for tag, value in found.items()}
 
 
+def metadata_of(lab: Lab, key: str) -> Any:
+    """What Dagster shows of the last verdict on a version."""
+    (shown, *_) = [
+        event.asset_materialization.metadata
+        for event in reversed(lab.events("registered_model/verdict"))
+        if event.asset_materialization and event.asset_materialization.partition == key
+    ]
+    return shown
+
+
 def metrics(lab: Lab, key: str) -> Any:
     return read_table(lab.find("registered_model/evasion_metrics", architecture=key, attack="weak"))
 
@@ -100,6 +110,8 @@ def test_a_good_version_passes_a_worse_one_fails_and_a_masked_one_is_not_judged(
     for key, one in verdicts.items():
         tags = tags_of(watching, key)
         assert (tags["verdict"], tags.get("why", ""), tags["digest"]) == (one.status, one.why, one.digest)
+        gates = metadata_of(watching, key)["gates"].value
+        assert "robust_accuracy >= 0.5" in str(gates) and (one.status in str(gates) or one.status == "not judged")
         kept = watching.find("registered_model/evasion_gate", architecture=key, attack="weak")
         assert (kept is not None) == (one.status == "passed")
 
@@ -148,6 +160,17 @@ def test_what_fails_is_tried_again_until_there_is_a_verdict(
     follower.follow()
     assert follower.verdicts[KEY].status == "passed"
     assert tags_of(watching)["verdict"] == "passed" and "next_try" not in tags_of(watching)
+
+
+def test_a_registry_that_is_away_at_a_look_loses_no_version(
+    watching: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(watching, model_file(tmp_path))
+    failing(monkeypatch, Tracking, "registered_versions", AWAY)
+    follower = Follower(watching)
+    assert follower.tick(start=False) == [] and "is found when it is back" in follower.skipped
+    assert follower.partitions == [] and follower.tick(start=False)
+    assert follower.partitions == [KEY] and follower.verdicts[KEY].status == "waiting"
 
 
 def at_once(lab: Lab, follower: Follower, key: str) -> None:

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    HIDDEN_TAG_PREFIX,
+)
 
 from dioptra_assets.assets.cells import asset_key
 from dioptra_assets.assets.configs import ATTACK_CONFIG
@@ -13,10 +17,11 @@ from dioptra_assets.launch import reasons_in
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 
-# The experiment that a run was asked for, the versions it is for, and whether it makes the table of all of them.
-WATCH_TAG = "dioptra/watch"
+# The experiment that a run was asked for, and whether it makes the table of all versions: not shown in lists of runs.
+WATCH_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_watch"
+TABLE_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_versions"
+# The versions that a run is for.
 VERSIONS_TAG = "dioptra/registered_models"
-TABLE_TAG = "dioptra/versions"
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,

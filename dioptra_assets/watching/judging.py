@@ -87,3 +87,12 @@ def held_up(branch: ExperimentSpec, seen: Seen, key: str, table: pd.DataFrame) -
         if (int(before) < int(number) and one.tries < WAITED_FOR) or any(map(named.match, rows["why"])):
             return f"{other}, which it may be held against, has not been judged yet"
     return ""
+
+
+def shown_gates(table: pd.DataFrame) -> str:
+    """The rows of every gate as Markdown: rates to four digits, and what they are held against where there is any."""
+    rates = ["value", "low", "high", "limit"]
+    columns = ["status", "attack", "rule", "value", "low", "high", "n", "limit"]
+    columns += ["against"] if table["against"].astype(bool).any() else []
+    rows = table.assign(**{name: ["" if pd.isna(rate) else f"{rate:.4g}" for rate in table[name]] for name in rates})
+    return rows[columns].to_markdown(index=False, disable_numparse=True)

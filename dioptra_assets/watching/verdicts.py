@@ -113,7 +113,8 @@ def events_of(
 ) -> list[dg.AssetMaterialization]:
     """What Dagster is told of a verdict."""
     key = asset_key(spec, VERDICT)
-    shown: dict[str, Any] = {"verdict": verdict.status, "why": verdict.why or "–"}
+    shown: dict[str, Any] = {"verdict": verdict.status}
+    shown |= {"why": verdict.why} if verdict.why else {}
     shown |= {"sha256 of the model file": verdict.digest} if verdict.digest else {}
     if verdict.status == "waiting":
         shown |= {

@@ -21,7 +21,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
 from dioptra_assets.watching.asked_runs import AskedRuns, Kinds
-from dioptra_assets.watching.judging import gate_bench, held_up, judged
+from dioptra_assets.watching.judging import gate_bench, held_up, judged, shown_gates
 from dioptra_assets.watching.planning import VERSIONS_PER_RUN, look
 from dioptra_assets.watching.registry import Seen, watched_versions
 from dioptra_assets.watching.requests import run_requests, versions_table
@@ -236,8 +236,7 @@ class Watcher:
             return
         shown = {}
         if table is not None and len(table):
-            columns = ["attack", "rule", "value", "low", "high", "n", "limit", "against", "status"]
-            shown["gates"] = dg.MetadataValue.md(table[columns].to_markdown(index=False))
+            shown["gates"] = dg.MetadataValue.md(shown_gates(table))
         self._report(seen, key, found, shown)
 
     def _verdict(self, status: Any, version: "ModelVersion", **facts: Any) -> Verdict:
