@@ -1,14 +1,19 @@
 """Where the command `dioptra-assets` begins: signals are watched before anything that takes time is imported."""
 
+import gc
+
 from dioptra_assets import interrupts
+from resources.imports import loading
 
 
 def main() -> None:
     """The command line; a second interruption changes nothing, and one during imports is no traceback."""
     interrupts.watch()
     try:
-        from dioptra_assets import cli
+        with loading():
+            from dioptra_assets import cli
 
+            gc.freeze()  # a process of this command alone: see `loading`
         cli.main()
     except interrupts.Interrupted:
         interrupts.leave()

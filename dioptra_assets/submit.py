@@ -9,13 +9,18 @@
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters, unused
 from resources import home
+from resources.imports import loading
 from resources.user import USER_HEADER, user_name, user_tags
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 # Where Dagster's web server answers; without it jobs run in this process.
 SERVER_VARIABLE = "DIOPTRA_ASSETS_SERVER"
@@ -94,10 +99,13 @@ def get_job_by_id(job_id: str) -> Job:
         LookupError: when there is no such job.
         ServerError: where the server did not answer.
     """
+    server = _server()
+    return _job(job_id, *(_asked(server, job_id) if server else _recorded(job_id)))
+
+
+def _job(job_id: str, status: str, tags: dict[str, str]) -> Job:
     from dioptra_assets.jobs import CELL_TAG, ENTRY_POINT_TAG, MLFLOW_RUN_TAG
 
-    server = _server()
-    status, tags = _asked(server, job_id) if server else _recorded(job_id)
     return Job(
         job_id,
         tags.get(ENTRY_POINT_TAG, ""),
@@ -123,32 +131,32 @@ def _run_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
-    from dioptra_assets.definitions import defs
-    from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
-    from dioptra_assets.launch import QUIET, failure_reason, leading
-    from dioptra_assets.leftovers import leader
+    with loading():
+        from dioptra_assets.definitions import defs
+        from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
+        from dioptra_assets.launch import QUIET, failure_reason, leading
+        from dioptra_assets.leftovers import leader
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings(), home.instance() as instance, leading(instance):
         warnings.simplefilter("ignore")
-        result = (
-            defs()
-            .resolve_job_def(JOB)
-            .execute_in_process(
-                run_config={**_run_config(config), **QUIET},
-                instance=instance,
-                raise_on_error=False,
-                tags={ENTRY_POINT_TAG: entry_point, **leader(), **user_tags(user_name())},
-            )
+        with loading():
+            definitions = defs()
+        result = definitions.resolve_job_def(JOB).execute_in_process(
+            run_config={**_run_config(config), **QUIET},
+            instance=instance,
+            raise_on_error=False,
+            tags={ENTRY_POINT_TAG: entry_point, **leader(), **user_tags(user_name())},
         )
-    job = get_job_by_id(result.run_id)
+        job = _job(result.run_id, *_recorded(result.run_id, instance))
     return job if result.success else replace(job, error=failure_reason(result))
 
 
-def _recorded(job_id: str) -> tuple[str, dict[str, str]]:
-    with warnings.catch_warnings(), home.instance() as instance:
+def _recorded(job_id: str, instance: "DagsterInstance | None" = None) -> tuple[str, dict[str, str]]:
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        run = instance.get_run_by_id(job_id)
+        run = (instance or stack.enter_context(home.instance())).get_run_by_id(job_id)
     if run is None:
         raise LookupError(f"there is no job {job_id!r} in {home.home()}")
     return run.status.value, dict(run.tags)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from resources.executors import engine, gpus_per_cell
 from resources.gpus import take_slot
+from resources.imports import loading
 
 # What TensorFlow writes at every start, whatever its log level is set to: news of no consequence, and on a machine
 # without a GPU that there is none. The device is recorded with each cell instead.
@@ -40,7 +41,7 @@ def prepare_device() -> str:
 
 @functools.cache
 def _prepared() -> str:
-    with _without_chatter():
+    with _without_chatter(), loading():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")

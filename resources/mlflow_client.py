@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from resources.deadlines import Deadlined, within
+from resources.imports import loading
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -51,7 +52,8 @@ def transferring(client: "MlflowClient", size: int) -> "MlflowClient":
 
 def open_client(uri: str) -> "MlflowClient":
     """A client of one server or database."""
-    from mlflow.tracking import MlflowClient
+    with loading():
+        from mlflow.tracking import MlflowClient
 
     # Without registry_uri a process-wide setting of somebody else would decide where models are registered.
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -63,7 +65,8 @@ def open_sqlite(uri: str) -> "MlflowClient":
     Processes that find a new database migrate it at the same time and fail on each other's columns. MLflow's own lock
     lies in the temporary folder, which containers and jobs do not share; ours lies beside the database.
     """
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - a second of imports that need no lock
+    with loading():
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - a second of imports that need no lock
     from filelock import FileLock
     from sqlalchemy import make_url
 

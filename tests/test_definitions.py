@@ -91,7 +91,7 @@ ARROWS = {
     "display": {"interrupts", "progress"},
     "completion": {"definitions", "entry_points"},
     "overview": {"broken", "definitions", "launch", "resources"},
-    "__main__": {"cli", "interrupts"},
+    "__main__": {"cli", "interrupts", "resources"},
     "leftovers": set(),
     "backlog": {"partitions", "resources"},
     "archive": {"resources"},
