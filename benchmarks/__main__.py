@@ -11,7 +11,19 @@ from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.measure import Pair, keep, rows_of, table
 
-BENCHMARKS = ("fgm", "pgd", "madry", "miface", "poisoning", "pixel", "defences", "demos", "memory", "cells")
+BENCHMARKS = (
+    "fgm",
+    "pgd",
+    "early_stop",
+    "madry",
+    "miface",
+    "poisoning",
+    "pixel",
+    "defences",
+    "demos",
+    "memory",
+    "cells",
+)
 EXPLAINED = """Ratio: what the work costs the peer over what it costs us, both measured in turn in one run, the median
 over the rounds. Floor: the ratio wanted. Raw work: the share of our time that the bare gradients or forward passes
 take, which no attack can do without. The peer is ART with the same batches, unless the line says otherwise."""
