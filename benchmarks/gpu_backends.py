@@ -13,8 +13,59 @@ Work = Callable[[], None]
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-class Tensorflow:
+class Backend:
+    """What both have in common: a function is compiled, batches are put on the device, and a result is waited for."""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled."""
+        raise NotImplementedError
+
+    def put(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """The arrays on the device."""
+        raise NotImplementedError
+
+    def wait(self, result: Any) -> None:
+        """Until the device has computed it."""
+        raise NotImplementedError
+
+    def gradients(self, model: Any, images: np.ndarray, labels: np.ndarray, batches: int) -> Work:
+        """As many gradients, each of one batch that is on the device."""
+        gradient = self.compiled(lambda x, y: compiled.loss_gradient(model, x, y, model.output_shape[-1])[0])
+        on_device = self.put(images, labels.astype(np.int32))
+
+        def work() -> None:
+            results = [gradient(*on_device) for _ in range(batches)]
+            self.wait(results[-1])
+
+        return work
+
+
+def _optimizer(model: Any) -> Any:
+    import keras
+
+    optimizer: Any = keras.optimizers.Adam(1e-4)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+class Tensorflow(Backend):
     """What the cells of this testbed run on."""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """As a `tf.function`."""
+        import tensorflow as tf
+
+        return tf.function(function)
+
+    def put(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """As constants."""
+        import tensorflow as tf
+
+        return tuple(tf.constant(array) for array in arrays)
+
+    def wait(self, result: Any) -> None:
+        """By copying it back."""
+        np.asarray(result)
 
     def device(self, wanted: str) -> str:
         """The name of the device; ends the program where it is not the kind that is wanted."""
@@ -29,29 +80,13 @@ class Tensorflow:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
         return f"{name}; tensorflow {tf.__version__}"
 
-    def gradients(self, model: Any, images: np.ndarray, labels: np.ndarray, batches: int) -> Work:
-        """As many gradients, each of one batch that is on the device."""
-        import tensorflow as tf
-
-        gradient = tf.function(lambda x, y: compiled.loss_gradient(model, x, y, model.output_shape[-1])[0])
-        on_device = tf.constant(images), tf.constant(labels.astype(np.int32))
-
-        def work() -> None:
-            results = [gradient(*on_device) for _ in range(batches)]
-            np.asarray(results[-1])
-
-        return work
-
     def madry_steps(self, model: Any, config: MadryTraining, rows: Rows, batches: int) -> Work:
         """As many training steps on adversarial images, each compiled as one function."""
-        import keras
         import tensorflow as tf
 
-        ops = compiled.keras_ops()
-        optimizer: Any = keras.optimizers.Adam(1e-4)
-        optimizer.build(model.trainable_variables)
+        ops, optimizer = compiled.keras_ops(), _optimizer(model)
         images, labels = rows
-        on_device = tf.constant(images), tf.constant(labels.astype(np.int32))
+        on_device = self.put(images, labels.astype(np.int32))
 
         @tf.function
         def step(images: Any, goals: Any) -> Any:
@@ -65,13 +100,31 @@ class Tensorflow:
 
         def work() -> None:
             losses = [step(*on_device) for _ in range(batches)]
-            np.asarray(losses[-1])
+            self.wait(losses[-1])
 
         return work
 
 
-class Jax:
+class Jax(Backend):
     """The same attacks and training, compiled by XLA; no TensorFlow is needed."""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """By `jax.jit`."""
+        import jax  # pyright: ignore[reportMissingImports]
+
+        return jax.jit(function)
+
+    def put(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """On the first device."""
+        import jax  # pyright: ignore[reportMissingImports]
+
+        return jax.device_put(arrays)
+
+    def wait(self, result: Any) -> None:
+        """Until it is ready."""
+        import jax  # pyright: ignore[reportMissingImports]
+
+        jax.block_until_ready(result)
 
     def device(self, wanted: str) -> str:
         """The name of the device; ends the program where it is not the kind that is wanted."""
@@ -82,27 +135,12 @@ class Jax:
             raise SystemExit(f"JAX sees no GPU, only {found.platform}: use --device cpu")
         return f"{found.device_kind}; jax {jax.__version__}"
 
-    def gradients(self, model: Any, images: np.ndarray, labels: np.ndarray, batches: int) -> Work:
-        """As many gradients, each of one batch that is on the device."""
-        import jax  # pyright: ignore[reportMissingImports]
-
-        gradient = jax.jit(lambda x, y: compiled.loss_gradient(model, x, y, model.output_shape[-1])[0])
-        on_device = jax.device_put((images, labels.astype(np.int32)))
-
-        def work() -> None:
-            results = [gradient(*on_device) for _ in range(batches)]
-            jax.block_until_ready(results[-1])
-
-        return work
-
     def madry_steps(self, model: Any, config: MadryTraining, rows: Rows, batches: int) -> Work:
         """As many training steps on adversarial images, each compiled as one function of weights, moments and batch."""
         import jax  # pyright: ignore[reportMissingImports]
         import keras
 
-        ops = compiled.keras_ops()
-        optimizer: Any = keras.optimizers.Adam(1e-4)
-        optimizer.build(model.trainable_variables)
+        ops, optimizer = compiled.keras_ops(), _optimizer(model)
         images, labels = rows
         goals = labels.astype(np.int32)
 
@@ -129,12 +167,12 @@ class Jax:
             [variable.value for variable in variables]
             for variables in (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
         )
-        on_device = jax.device_put((images, goals))
+        on_device = self.put(images, goals)
 
         def work() -> None:
             state, key = begin, jax.random.key(0)
             for _ in range(batches):
                 state, key = step(state, key, *on_device)
-            jax.block_until_ready(state)
+            self.wait(state)
 
         return work

@@ -36,9 +36,7 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         name: str, dimension: str, configs: Mapping[str, BaseModel], what: str, family: Family = "evasion"
     ) -> dg.AssetsDefinition:
         def compute(cell: CellContext) -> CellResult:
-            document = attack_document(configs[cell.cell.partition[dimension]])
-            stored = write_config(cell.store, cell.cell, document, **cell.publishing)
-            return CellResult(stored, {"config": dg.MetadataValue.json(document)})
+            return publish_config(cell, attack_document(configs[cell.cell.partition[dimension]]))
 
         return cell_asset(
             spec,
@@ -60,6 +58,12 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         if attacks := spec.family(family):
             assets.append(config(name, ATTACK, attacks, what, family))
     return assets
+
+
+def publish_config(cell: CellContext, document: Mapping[str, Any]) -> CellResult:
+    """A config, stored as the cell's value and shown in the UI."""
+    stored = write_config(cell.store, cell.cell, document, **cell.publishing)
+    return CellResult(stored, {"config": dg.MetadataValue.json(dict(document))})
 
 
 def read_recipe(cell: CellContext, architecture: str) -> TrainingRecipe:

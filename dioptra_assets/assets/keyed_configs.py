@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.configs import publish_config
 from partitions.dynamic_keys import KeyedConfigs, looked_up
 from partitions.experiments import ExperimentSpec
 from partitions.keys import CONFIG_KEY
@@ -57,8 +58,7 @@ def keyed_config_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         key = cell.cell.partition[CONFIG_KEY]
         document = read_config(cell.store.open(cell.cell))
         looked_up(key, lambda _: document, str(cell.cell))
-        stored = write_config(cell.store, cell.cell, document, **cell.publishing)
-        return CellResult(stored, {"config": dg.MetadataValue.json(document)})
+        return publish_config(cell, document)
 
     return cell_asset(
         spec,
