@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.launch import reasons_in
-from dioptra_assets.watching.verdicts import Verdict, verdicts_of
+from dioptra_assets.watching.verdicts import Verdict, events_of, verdicts_of
 from partitions.experiments import BRANCH
 from tests.conftest import Lab
 
@@ -85,6 +86,33 @@ def model_file(folder: Path, change: Callable[[Any], Any] = lambda model: model,
     return path
 
 
+def failing(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+    """Let a method fail once before it works."""
+    real, left = getattr(owner, name), [1]
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def spec_of(lab: Lab) -> Any:
+    from dioptra_assets.definitions import experiment_spec
+
+    return experiment_spec("tiny", lab.folder / lab.module)
+
+
+def at_once(lab: Lab, follower: "Follower", key: str) -> None:
+    """The pause before the next try is over."""
+    over = follower.verdicts[key].model_copy(update={"next_try": 0})
+    with lab.instance() as instance:
+        for event in events_of(spec_of(lab), key, over, {}):
+            instance.report_runless_asset_event(event)
+
+
 class Follower:
     """Looks at the registry tick by tick, does what the sensor asks for as Dagster's daemon would, and keeps count.
 
@@ -138,6 +166,17 @@ class Follower:
         names = [key.path[-1] for key in assets]
         why = reasons_in(result.all_events)
         self.runs.append({"success": result.success, "assets": names, "made": made, "why": why})
+
+    def begin(self, request: dg.RunRequest) -> dg.DagsterRun:
+        """A run that nobody works on yet."""
+        job, assets = self.lab.defs().resolve_implicit_global_asset_job_def(), frozenset(request.asset_selection or ())
+        with self.lab.instance() as instance:
+            return instance.create_run_for_job(job, tags=dict(request.tags), asset_selection=assets)
+
+    def kill(self, run: dg.DagsterRun) -> None:
+        """What Dagster says of a run whose process was killed."""
+        with self.lab.instance() as instance:
+            instance.report_run_failed(run)
 
     def follow(self, most: int = 12) -> int:
         """Tick until nothing is asked for; how many ticks asked for something."""

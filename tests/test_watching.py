@@ -3,21 +3,24 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import dioptra_assets as da
 from dioptra_assets.assets import adversarial_sets
+from dioptra_assets.cli import app
 from dioptra_assets.robustness.data.digits import DigitsSource
-from dioptra_assets.watching import verdicts
 from dioptra_assets.watching.planning import Todo, runs
 from dioptra_assets.watching.verdicts import LONGEST_PAUSE, pause
 from partitions.keys import ARCHITECTURE, ATTACK
@@ -25,7 +28,7 @@ from resources.cells import Cell
 from resources.tables import read_table
 from resources.tracking import Tracking, TrackingUnavailable
 from tests.conftest import Lab
-from tests.registry import ONE_ATTACK, Follower, client, model_file, register
+from tests.registry import ONE_ATTACK, Follower, at_once, client, failing, model_file, register
 
 KEY = "team_le_net@1"
 
@@ -44,6 +47,12 @@ def tags_of(lab: Lab, key: str = KEY) -> dict[str, str]:
     return {tag.removeprefix("dioptra_assets.tiny."): value for tag, value in found.items()}
 
 
+def versions_command() -> tuple[int, str]:
+    """What `dioptra-assets versions` ends with and says."""
+    done = CliRunner().invoke(app, ["versions", "tiny"])
+    return done.exit_code, done.stdout
+
+
 def metadata_of(lab: Lab, key: str) -> Any:
     """What Dagster shows of the last verdict on a version."""
     (shown, *_) = [
@@ -56,19 +65,6 @@ def metadata_of(lab: Lab, key: str) -> Any:
 
 def metrics(lab: Lab, key: str) -> Any:
     return read_table(lab.find("registered_model/evasion_metrics", architecture=key, attack="weak"))
-
-
-def failing(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
-    """Let a method fail once before it works."""
-    real, left = getattr(owner, name), [1]
-
-    def method(*args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise error
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, method)
 
 
 def test_pauses_grow_and_end() -> None:
@@ -107,6 +103,8 @@ def test_a_good_version_passes_a_worse_one_fails_and_a_masked_one_is_not_judged(
     }
     assert "no worse than last" in verdicts[worse].why and f"{good}, " in verdicts[worse].why
     assert "gradients_are_there" in verdicts[flat].why and verdicts[flat].sentence.startswith("not judged (weak: gate")
+    status, said = versions_command()
+    assert status == 1 and all(f"{one.status}  {key}" in said for key, one in verdicts.items())
     for key, one in verdicts.items():
         tags = tags_of(watching, key)
         assert (tags["verdict"], tags.get("why", ""), tags["digest"]) == (one.status, one.why, one.digest)
@@ -169,36 +167,20 @@ def test_a_registry_that_is_away_at_a_look_loses_no_version(
     failing(monkeypatch, Tracking, "registered_versions", AWAY)
     follower = Follower(watching)
     assert follower.tick(start=False) == [] and "is found when it is back" in follower.skipped
+    assert versions_command() == (2, "")
     assert follower.partitions == [] and follower.tick(start=False)
     assert follower.partitions == [KEY] and follower.verdicts[KEY].status == "waiting"
-
-
-def at_once(lab: Lab, follower: Follower, key: str) -> None:
-    """The pause before the next try is over."""
-    over = follower.verdicts[key].model_copy(update={"next_try": 0})
-    with lab.instance() as instance:
-        for event in verdicts.events_of(spec_of(lab), key, over, {}):
-            instance.report_runless_asset_event(event)
-
-
-def spec_of(lab: Lab) -> Any:
-    from dioptra_assets.definitions import experiment_spec
-
-    return experiment_spec("tiny", lab.folder / lab.module)
+    assert versions_command() == (3, f"waiting  {KEY} (next try at once)\n")
 
 
 def test_a_run_that_was_killed_is_tried_again_after_a_pause(watching: Lab, tmp_path: Path) -> None:
     register(watching, model_file(tmp_path))
     follower = Follower(watching)
     asked = follower.tick(start=False)
-    job = watching.defs().resolve_implicit_global_asset_job_def()
-    with watching.instance() as instance:
-        for request in asked:
-            run = instance.create_run_for_job(
-                job, tags=dict(request.tags), asset_selection=frozenset(request.asset_selection or ())
-            )
-            assert follower.tick(start=False) != asked
-            instance.report_run_failed(run)
+    for request in asked:
+        run = follower.begin(request)
+        assert follower.tick(start=False) != asked
+        follower.kill(run)
     assert follower.tick(start=False) == []
     verdict = follower.verdicts[KEY]
     assert (verdict.status, verdict.tries) == ("waiting", 1) and "from outside" in verdict.why
@@ -366,6 +348,24 @@ def test_a_webhook_that_is_not_there_is_named_without_its_secret(watching: Lab, 
         post(url, "text")
     assert caught.value.__cause__ is None and "s3cr3t" not in repr(caught.value)
     assert "s3cr3t" not in repr(Notify.model_validate({"url": url}))
+
+
+def test_a_thousand_versions_are_looked_at_within_a_tick(watching: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = {f"attack_{number}": {"method": "fgm", "eps": number / 100} for number in range(1, 21)}
+    watching.write({**ONE_ATTACK, "attacks": attacks})
+    facts = {"name": "team_le_net", "tags": {"candidate": "yes"}, "description": ""}
+    versions: Any = [SimpleNamespace(version=str(n), creation_timestamp=n, **facts) for n in range(1, 1001)]
+    monkeypatch.setattr(Tracking, "registered_versions", lambda self: versions)
+    monkeypatch.setattr(Tracking, "mark_version", lambda *arguments: None)
+    follower = Follower(watching)
+    for partitions in (0, 1000):  # at the first look none is a partition yet
+        assert len(follower.partitions) == partitions
+        started = time.process_time()
+        asked = follower.tick(start=False)
+        assert time.process_time() - started < 30, "a sensor has a minute"
+        ranges = [one.tags["dagster/asset_partition_range_end"] for one in asked]
+        assert ranges == ["attack_20", "team_le_net@100"], "one run of each kind at once, of a hundred versions"
+    assert {one.status for one in follower.verdicts.values()} == {"waiting"} and len(follower.verdicts) == 1000
 
 
 def test_a_thousand_versions_under_twenty_attacks_are_runs_that_a_page_shows() -> None:

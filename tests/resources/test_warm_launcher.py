@@ -1,9 +1,11 @@
 """Runs that are forked off a process with the libraries imported end, fail, stop and are killed like any other."""
 
+import multiprocessing.forkserver
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import dagster as dg
 import psutil
@@ -50,10 +52,14 @@ def write(lab: Lab, word: str) -> None:
 
 @pytest.fixture
 def instance(project: Lab) -> Iterator[dg.DagsterInstance]:
+    # A process has one server that others are forked off; tests beside these have one with other modules.
+    server: Any = vars(multiprocessing.forkserver)["_forkserver"]
+    server._stop()
     with project.instance() as instance:
         assert isinstance(instance.run_launcher, WarmRunLauncher)
         yield instance
         instance.run_launcher.join()
+    server._stop()
 
 
 def launch(lab: Lab, instance: dg.DagsterInstance, asset: str) -> str:
