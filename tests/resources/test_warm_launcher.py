@@ -39,6 +39,15 @@ def slow(context):
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_server() -> Iterator[None]:
+    """A process has one server that others are forked off; tests beside these have one with other modules."""
+    server: Any = vars(multiprocessing.forkserver)["_forkserver"]
+    server._stop()
+    yield
+    server._stop()
+
+
 @pytest.fixture
 def project(blank: Lab) -> Lab:
     """A lab with two assets of its own."""
@@ -52,14 +61,10 @@ def write(lab: Lab, word: str) -> None:
 
 @pytest.fixture
 def instance(project: Lab) -> Iterator[dg.DagsterInstance]:
-    # A process has one server that others are forked off; tests beside these have one with other modules.
-    server: Any = vars(multiprocessing.forkserver)["_forkserver"]
-    server._stop()
     with project.instance() as instance:
         assert isinstance(instance.run_launcher, WarmRunLauncher)
         yield instance
         instance.run_launcher.join()
-    server._stop()
 
 
 def launch(lab: Lab, instance: dg.DagsterInstance, asset: str) -> str:
