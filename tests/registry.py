@@ -11,8 +11,10 @@ import pytest
 
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.launch import reasons_in
+from dioptra_assets.robustness import model_trial
 from dioptra_assets.watching.verdicts import Verdict, events_of, verdicts_of
 from partitions.experiments import BRANCH
+from resources.mlflow_client import file_sha256
 from tests.conftest import Lab
 
 SIDE = 8
@@ -83,6 +85,7 @@ def model_file(folder: Path, change: Callable[[Any], Any] = lambda model: model,
     """The model as a file, changed."""
     path = folder / "model.keras"
     change(classifier(tilt)).save(path)
+    model_trial.known.add(file_sha256(path))  # a trial starts TensorFlow in a process of its own
     return path
 
 

@@ -1,5 +1,6 @@
 """New registered models, from anyone's registration to a verdict, with a real MLflow on SQLite."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pandas as pd
 import pytest
 
 import dioptra_assets as da
+from dioptra_assets.robustness import model_trial
 from dioptra_assets.sensors import NIGHTLY_JOB, NIGHTLY_OP
 from partitions.experiments import Watch
+from resources.mlflow_client import file_sha256
 from resources.tables import read_table
 from tests.conftest import Lab
 from tests.registry import ONE_ATTACK, QUIET, WATCHED, Follower, client, model_file, register
@@ -153,6 +156,23 @@ def test_a_model_that_does_not_fit_is_not_judged_and_a_check_of_its_partition_sa
     ]
     assert failed and all(partition == key for _, partition in failed)
     assert follower.follow() == 0, "a model that is refused is not fetched again"
+
+
+def test_a_file_that_ends_the_process_which_loads_it_is_a_failed_check_and_holds_up_no_other(
+    watching: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(model_trial, "command", lambda _: [sys.executable, "-c", ending])
+    good = register(watching, model_file(tmp_path))
+    path = model_file(tmp_path, tilt=0.01)
+    model_trial.known.remove(file_sha256(path))
+    bad = register(watching, path, "team_bad")
+    follower = Follower(watching)
+    follower.follow()
+    assert follower.verdicts[good].status == "passed"
+    assert follower.verdicts[bad].status == "not judged"
+    assert "ends the process (SIGSEGV)" in follower.verdicts[bad].why
+    assert follower.follow() == 0, "it is not tried again"
 
 
 def test_a_file_that_is_no_keras_model_is_refused_by_name(watching: Lab, tmp_path: Path) -> None:

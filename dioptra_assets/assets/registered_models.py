@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.mlflow_client import file_sha256
-from resources.models import write_model
+from resources.models import MODEL, write_model
 from resources.tables import read_table, write_table
 from resources.tracking import ModelRefused
 
@@ -159,12 +160,12 @@ def _versions(cell: CellContext) -> CellResult:
 
 def _fetch(cell: CellContext) -> CellResult:
     from dioptra_assets.robustness.model_files import UnsafeModelError, load_model
+    from dioptra_assets.robustness.model_trial import try_model
 
     key = cell.cell.partition[ARCHITECTURE]
     name, _, version = key.rpartition(SEPARATOR)
     registered = cell.registry.registered_version(name, version).creation_timestamp
     testing_set = read_image_set(cell.read("testing_set"))
-    device = prepare_device()
     found: dict[str, str] = {}  # check -> why it failed
     digest = ""
     stored: StoredCell | None = None
@@ -173,6 +174,12 @@ def _fetch(cell: CellContext) -> CellResult:
         try:
             path = cell.registry.fetch_any_model(name, version, Path(folder))
             digest = file_sha256(path)
+            with ThreadPoolExecutor(1) as aside:
+                known = _loaded_before(cell, digest)
+                trial = None if known else aside.submit(try_model, path, digest, testing_set.image_shape)
+                prepare_device()  # which takes as long, where TensorFlow is not loaded yet
+                if trial:
+                    trial.result()
             model = load_model(path)
         except (UnsafeModelError, ModelRefused) as error:
             found["loads_without_code"] = str(error).replace(f"{folder}/", "")
@@ -196,8 +203,18 @@ def _fetch(cell: CellContext) -> CellResult:
             stored = write_model(cell.store, cell.cell, model, pd.DataFrame(), attributes=facts, **cell.publishing)
         except NonFiniteError as error:
             found["gives_logits"] = str(error)
-    metadata = {"registered model": f"{name} version {version}", "sha256": digest, "device": device}
+    metadata = {"registered model": f"{name} version {version}", "sha256": digest, "device": prepare_device()}
     return CellResult(stored, metadata, checks=[_check(cell, check, found.get(check), model) for check in CHECKS])
+
+
+def _loaded_before(cell: CellContext, digest: str) -> bool:
+    """Whether a file is, byte for byte, a model of this experiment, or what this version held when it was fetched."""
+    fetched = cell.store.find(cell.cell)
+    if fetched and fetched.manifest.attributes.get("sha256") == digest:
+        return True
+    own = f"{cell.spec.name}/model"
+    cells = [one for one in cell.store.cells(own) if one.asset == own]
+    return any(digest == one.manifest.files[MODEL].sha256 for one in cell.store.found(cells).values())
 
 
 def _faults(model: Any, images: ImageSet) -> dict[str, str]:

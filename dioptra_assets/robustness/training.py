@@ -225,6 +225,7 @@ def initial_model(recipe: TrainingRecipe, image_shape: ImageShape, class_count: 
     from keras import applications
 
     from dioptra_assets.robustness.model_files import load_weights
+    from dioptra_assets.robustness.model_trial import try_to_read
 
     model = build(recipe.architecture, image_shape, class_count)
     if recipe.weights == "imagenet":
@@ -238,7 +239,9 @@ def initial_model(recipe: TrainingRecipe, image_shape: ImageShape, class_count: 
             ) from error
         model.layers[-1].set_weights(pretrained.get_weights())
     elif recipe.weights:
-        load_weights(model, _weights_file(Path(recipe.weights).expanduser()))
+        path = _weights_file(Path(recipe.weights).expanduser())
+        try_to_read(path)
+        load_weights(model, path)
     return model
 
 
