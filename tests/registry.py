@@ -56,6 +56,7 @@ def _empty_database() -> bytes:
 
 def register(lab: Lab, path: Path, name: str = "team_le_net", tags: dict[str, str] | None = None) -> str:
     """Register a file as a stranger would: a run, an artefact and a version, none of them by this project."""
+    model_trial.known.add(file_sha256(path))  # a trial starts TensorFlow in a process of its own
     mlflow = client(lab)
     run = mlflow.create_run("0")
     mlflow.log_artifact(run.info.run_id, str(path), "data")
@@ -85,7 +86,6 @@ def model_file(folder: Path, change: Callable[[Any], Any] = lambda model: model,
     """The model as a file, changed."""
     path = folder / "model.keras"
     change(classifier(tilt)).save(path)
-    model_trial.known.add(file_sha256(path))  # a trial starts TensorFlow in a process of its own
     return path
 
 

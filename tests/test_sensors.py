@@ -165,8 +165,8 @@ def test_a_file_that_ends_the_process_which_loads_it_is_a_failed_check_and_holds
     monkeypatch.setattr(model_trial, "command", lambda _: [sys.executable, "-c", ending])
     good = register(watching, model_file(tmp_path))
     path = model_file(tmp_path, tilt=0.01)
-    model_trial.known.remove(file_sha256(path))
     bad = register(watching, path, "team_bad")
+    model_trial.known.remove(file_sha256(path))
     follower = Follower(watching)
     follower.follow()
     assert follower.verdicts[good].status == "passed"
