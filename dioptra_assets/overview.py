@@ -54,7 +54,7 @@ def assets(experiment: str | None = None) -> list[AssetOverview]:
                 continue
             if key.path[0] in broken:
                 found.append(AssetOverview(key.to_user_string(), {}, broken[key.path[0]]))
-            else:
+            elif graph.get(key).is_materializable:  # verdicts on registered versions are reported, not computed
                 cells = cells_of(graph, key, None)
                 due = to_compute(graph, key, cells, instance, store).values()
                 held = store.found(list(due))

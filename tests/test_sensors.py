@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 import dioptra_assets as da
+from dioptra_assets import overview
+from dioptra_assets.overview import counted
 from dioptra_assets.robustness import model_trial
 from dioptra_assets.sensors import NIGHTLY_JOB, NIGHTLY_OP
 from partitions.experiments import Watch
@@ -41,7 +43,9 @@ def test_what_is_watched_is_attacked_whoever_registered_it_and_nothing_else(watc
     assert {"tiny", "0"} <= set(models.tags.values())
 
 
-def test_a_registered_model_is_attacked_and_gated_once(blank: Lab, tmp_path: Path) -> None:
+def test_a_registered_model_is_attacked_and_gated_once(
+    blank: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blank.write(WATCHED)
     register(blank, model_file(tmp_path))
     follower = Follower(blank)
@@ -54,6 +58,9 @@ def test_a_registered_model_is_attacked_and_gated_once(blank: Lab, tmp_path: Pat
     verdict = follower.verdicts["team_le_net@1"]
     assert verdict.status == "passed" and "robust_accuracy >= 0.99" in verdict.why  # a warning is said, and no more
     assert len(verdict.digest) == 64
+    monkeypatch.setattr(overview, "defs", blank.defs)
+    states = counted(overview.assets("tiny"), by_experiment=True)["tiny"]
+    assert set(states) == {"up to date"}, "verdicts are reported, and are no cells that are missing"
     before, count = blank.bytes(), len(follower.runs)
     follower.cursor = None
     assert Follower(blank).follow() == 0 and follower.follow() == 0
