@@ -103,7 +103,7 @@ def _backdoors(cell: CellContext, _: pd.DataFrame) -> Made:
     backdoors, missing = present_poisoning_metrics(cell)
     partitions = [{ARCHITECTURE: a, ATTACK: k} for k in cell.spec.poisonings for a in cell.architectures()]
     cells = cell.present("poisoning_metrics", partitions)[0]
-    pictures = [
+    plots = [
         (
             "Attack success rate and clean accuracy against the poisoned fraction",
             poison_curves(poison_curve(backdoors, cell.spec.poisonings)),
@@ -113,14 +113,14 @@ def _backdoors(cell: CellContext, _: pd.DataFrame) -> Made:
     for key in cell.spec.poisonings:
         for stored in cell.present("triggered_testing_set", [{ATTACK: key}])[0]:
             triggers.setdefault(image_grid(_first_images(read_image_set(stored))), []).append(key)
-    pictures += [(f"Testing images with the trigger of {', '.join(keys)}", png) for png, keys in triggers.items()]
+    images = [(f"Testing images with the trigger of {', '.join(keys)}", png) for png, keys in triggers.items()]
     text = (
         "C-ACC: share of the clean testing images classified right. ASR: share of the triggered images of other classes"
         " that are classified as the target class. RA: share of them still classified right. The clean control is the"
         " same architecture, trained on the untouched training set."
     )
     table = backdoors.rename(columns={f"clean_accuracy{end}": f"C-ACC{end}" for end in ("", "_low", "_high")})
-    return Section("Backdoors", text, table, pictures), cells, missing
+    return Section("Backdoors", text, table, plots, images), cells, missing
 
 
 def _first_images(image_set: ImageSet) -> np.ndarray:
@@ -137,10 +137,10 @@ def _inversion(cell: CellContext, _: pd.DataFrame) -> Made:
     tables, missing = cell.present("inversion_metrics", partitions)
     if not tables:
         return None, [], missing
-    pictures = []
+    grids = []
     for stored in cell.present("inverted_set", partitions)[0]:
         images, partition = read_image_set(stored).to_numpy()[0], stored.cell.partition
-        pictures.append(
+        grids.append(
             (f"What {partition[ATTACK]} found in {partition[ARCHITECTURE]}, one image a class", image_grid(images))
         )
     parts = []
@@ -154,4 +154,4 @@ def _inversion(cell: CellContext, _: pd.DataFrame) -> Made:
         " distance and the structural similarity (SSIM) to the mean training image of the class, and what other models"
         " take the picture for, tell whether it shows the class."
     )
-    return Section("Model inversion", text, pd.concat(parts, ignore_index=True), pictures), tables, missing
+    return Section("Model inversion", text, pd.concat(parts, ignore_index=True), images=grids), tables, missing

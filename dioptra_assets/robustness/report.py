@@ -106,13 +106,15 @@ class Section:
         title: its heading.
         text: one paragraph that says how to read it.
         table: what was measured; a rate has the ends of its 95 % interval in `_low` and `_high`.
-        pictures: caption and PNG.
+        plots: caption and PNG of each.
+        images: caption and PNG of grids of images, which are shown as they are.
     """
 
     title: str
     text: str
     table: pd.DataFrame
-    pictures: Sequence[tuple[str, bytes]] = ()
+    plots: Sequence[tuple[str, bytes]] = ()
+    images: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG ready to embed; width and height are CSS pixels, half of the stored ones: sharp on dense screens too."""
+    """A PNG ready to embed; width and height are CSS pixels, half of the stored ones: sharp on dense screens too.
+
+    A plot follows the colours of the page, which images of the data must not.
+    """
 
     source: str
     width: int
     height: int
     caption: str
     alt: str
+    plot: bool
 
 
 def render_report(data: ReportData) -> str:
@@ -198,12 +204,16 @@ def render_report(data: ReportData) -> str:
         figures=[p for name, p in pictures.items() if name.split("/")[0] not in _PLACED],
         rates=_table(data.metrics[_rate_columns(data.metrics)], "Metric table"),
         distances=_distances(data.metrics),
-        grids=[_embedded(title, png, f"{title}. {_GRID_ALT}") for title, png in data.grids],
+        grids=[_embedded(title, png, f"{title}. {_GRID_ALT}", plot=False) for title, png in data.grids],
         sections=[
             (
                 section,
                 _table(section.table, section.title),
-                [_embedded(caption, png, caption) for caption, png in section.pictures],
+                [
+                    _embedded(caption, png, caption, plot=plot)
+                    for pictures, plot in ((section.plots, True), (section.images, False))
+                    for caption, png in pictures
+                ],
             )
             for section in data.sections
         ],
@@ -395,15 +405,15 @@ def _picture(name: str, png: bytes, data: ReportData, headlines: list[dict[str, 
     elif kind == "loss_curves" and what in set(data.models.get("architecture", [])):
         row = data.models[data.models["architecture"] == what].iloc[0]
         alt = f"{caption}; clean accuracy at the end {rate(row['clean_accuracy'])[0]}."
-    return _embedded(caption, png, alt)
+    return _embedded(caption, png, alt, plot=True)
 
 
-def _embedded(caption: str, png: bytes, alt: str) -> Picture:
+def _embedded(caption: str, png: bytes, alt: str, *, plot: bool) -> Picture:
     if png[:8] != b"\x89PNG\r\n\x1a\n":
         raise ValueError(f"the picture {caption!r} is not a PNG")
     width, height = struct.unpack(">II", png[16:24])
     source = "data:image/png;base64," + base64.b64encode(png).decode()
-    return Picture(source, width // 2, height // 2, caption, alt)
+    return Picture(source, width // 2, height // 2, caption, alt, plot)
 
 
 def _ends(row: pd.Series, column: str) -> tuple[float, float, float]:
