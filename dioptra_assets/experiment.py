@@ -69,7 +69,7 @@ class Experiment(dg.Component):
             ExperimentError: a sentence for each mistake in the file.
         """
         check_files(context.path)
-        spec = parse_experiment(context.path.name, self.attributes)
+        spec = parse_experiment(context.path.name, self.attributes, str(context.path.resolve()))
         sensors = [registry_sensor(spec)] if spec.watch else []
         if spec.automation:
             sensors.append(automation_sensor(spec))

@@ -1,9 +1,11 @@
 """An experiment: what a YAML file declares, typed and checked as a whole."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 
@@ -148,6 +150,8 @@ class ExperimentSpec:
         schedule: when they are all the same: five cron fields in UTC, or nothing.
         cell_limit: the most cells that one kind of asset may come to.
         branch: the part of the graph that is meant, where it is not the experiment itself: see :func:`branch_of`.
+        folder: where its file stands; empty where there is none.
+        digest: of what the file says.
     """
 
     name: str
@@ -171,6 +175,8 @@ class ExperimentSpec:
     schedule: str = ""
     cell_limit: int = 25_000
     branch: str = ""
+    folder: str = field(default="", compare=False)
+    digest: str = field(default="", compare=False)
 
     @property
     def trains(self) -> bool:
@@ -199,8 +205,8 @@ def check_name(name: str) -> None:
         )
 
 
-def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec:
-    """Check everything that an experiment file says.
+def parse_experiment(name: str, attributes: Mapping[str, Any], folder: str = "") -> ExperimentSpec:
+    """Check everything that an experiment file says; `folder` is where it stands.
 
     Raises:
         ExperimentError: a sentence for each mistake, with experiment, entry, field, value and what is allowed.
@@ -247,6 +253,8 @@ def parse_experiment(name: str, attributes: Mapping[str, Any]) -> ExperimentSpec
         automation=file.automation,
         schedule=file.schedule,
         cell_limit=file.cell_limit,
+        folder=folder,
+        digest=hashlib.sha256(json.dumps(attributes, default=str).encode()).hexdigest(),
         gates=gate_rules(
             name,
             file.gates,
