@@ -15,7 +15,7 @@ from dioptra_assets.staleness import stale_cells
 from partitions.experiments import ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, partition_of
 from resources.cells import Cell, CellStore
-from resources.tracking import Tracking
+from resources.tracking import tracking_of
 
 
 def verdicts(
@@ -70,9 +70,7 @@ def registered(spec: ExperimentSpec, instance: dg.DagsterInstance) -> list[str]:
 
 
 def _aliases(defs: dg.Definitions) -> Any:
-    tracking = (defs.resources or {}).get("tracking")
-    assert isinstance(tracking, Tracking)
-    return tracking.version_of_alias
+    return tracking_of(defs.resources or {}).version_of_alias
 
 
 def _stale(

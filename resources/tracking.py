@@ -550,3 +550,10 @@ class Tracking(dg.ConfigurableResource):
     def ask_again(self) -> None:
         """Ask MLflow the next time, however often it did not answer: a person says that it is back."""
         _outages.pop(self.mlflow_tracking_uri, None)
+
+
+def tracking_of(resources: Mapping[str, Any]) -> Tracking:
+    """The resource `tracking` of a code location outside of a run, settings that name a variable taken from there."""
+    tracking = resources["tracking"]
+    assert isinstance(tracking, Tracking)
+    return tracking.process_config_and_initialize()

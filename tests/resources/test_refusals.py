@@ -11,13 +11,16 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster_shared.serdes import serialize_value
 
 from dioptra_assets.assets.pictures import as_text, markdown_table
 from dioptra_assets.assets.tries import try_again_where_the_store_is_away
+from dioptra_assets.definitions import resource_definitions
 from resources import cells
 from resources.cells import CellStore, StoreError, StoreRefusedError
 from resources.redacted import as_cause, without_passwords
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking import Tracking, TrackingUnavailable, tracking_of
 
 
 @pytest.fixture
@@ -74,6 +77,17 @@ def test_a_store_that_is_not_there_is_known_before_any_work_is_done(settings: py
         CellStore("s3://bucket").check_answer()
     assert time.monotonic() - began < 15
     assert "\n" not in str(caught.value)
+
+
+def test_the_ui_shows_no_password_among_the_settings_of_a_resource(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "http://me:hunter2@127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    resources = resource_definitions()
+    shown = dg.Definitions(resources=resources).get_repository_def()
+    assert "hunter2" not in serialize_value(RepositorySnap.from_def(shown))
+    assert tracking_of(resources).mlflow_tracking_uri == address, "what uses it does have it"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking_of(resource_definitions()).mlflow_tracking_uri == "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("name", cells.ENDPOINTS)
