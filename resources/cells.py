@@ -562,8 +562,13 @@ class CellStore:
 def missing_message(cell: Cell) -> str:
     """Names a cell that is missing and the command that makes it."""
     key = "|".join(cell.partition[dimension] for dimension in sorted(cell.partition))
-    command = f"dg launch --assets '{cell.asset}'" + (f" --partition '{key}'" if key else "")
-    return f"{cell} has not been materialized: `{command}` makes it"
+    return f"{cell} has not been materialized: `{command_for(cell.asset, key)}` makes it"
+
+
+def command_for(asset: str, key: str) -> str:
+    """The command that makes a cell, and what it is made from; the same in every shell."""
+    experiment, _, name = asset.partition("/")
+    return f"dioptra-assets materialize {experiment} --asset '{name}'" + (f" --cell '{key}'" if key else "")
 
 
 def says(manifest: Manifest) -> tuple[str, str, dict[str, Any]]:

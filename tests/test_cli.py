@@ -130,7 +130,8 @@ def test_what_has_not_been_materialized_is_one_line_with_the_command(
     monkeypatch.setattr(definitions, "defs", blank.defs)
     code, out, err = call(command, "tiny")
     assert (code, out) == (1, [])
-    assert err == [f"tiny/{asset} has not been materialized: `dg launch --assets 'tiny/{asset}'` makes it"]
+    makes = f"dioptra-assets materialize tiny --asset '{asset}'"
+    assert err == [f"tiny/{asset} has not been materialized: `{makes}` makes it"]
     assert call(command, "tyni")[0] == 1
 
 

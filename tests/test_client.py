@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 import dioptra_assets as da
-from dioptra_assets import client, definitions
+from dioptra_assets import cli, client, definitions
 from dioptra_assets.launch import Launched
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
+from dioptra_assets.selection import select
 from resources.cells import Cell, DamagedCellError, MissingCellError
 from resources.tables import write_table
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, Lab
@@ -166,23 +168,24 @@ def missing(asset: str, **partition: str) -> str:
     return str(raised.value)
 
 
-def test_a_missing_cell_names_itself_and_a_command_that_dg_takes(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dagster_dg_cli.cli.launch import launch_command
-
+def test_a_missing_cell_names_itself_and_a_command_that_makes_it(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(definitions, "defs", blank.defs)
     for asset, partition, name in (
         ("tiny/adversarial_set", {"architecture": "le_net", "attack": "fgm_0.3"}, "le_net/fgm_0.3"),
         ("tiny/report", {}, ""),
     ):
         message = missing(asset, **partition)
-        assert message.startswith("/".join(filter(None, [asset, name])) + " has not been materialized: `dg launch ")
+        assert message.startswith(
+            "/".join(filter(None, [asset, name])) + " has not been materialized: `dioptra-assets "
+        )
         command = shlex.split(re.findall("`(.+)`", message)[0])
-        assert command[:2] == ["dg", "launch"]
-        options = launch_command.make_context("launch", command[2:]).params
-        assert options["assets"] == asset
-        definition = blank.defs().resolve_asset_graph().get(client_key(asset)).partitions_def
-        keys = definition.get_partition_keys() if definition else [None]
-        assert options["partition"] in keys
+        assert command[:3] == ["dioptra-assets", "materialize", "tiny"]
+        options = get_command(cli.app).commands["materialize"].make_context("materialize", command[2:]).params  # type: ignore[attr-defined]
+        graph = blank.defs().resolve_asset_graph()
+        keys = [key for level in graph.toposorted_asset_keys_by_level for key in level]
+        selected = select(graph, keys, options["asset"] or (), options["cell"] or ())
+        wanted = "|".join(partition[name] for name in sorted(partition))
+        assert selected[client_key(asset)] == ({wanted} if wanted else None)
 
 
 def client_key(asset: str) -> Any:

@@ -12,6 +12,7 @@ from partitions.attacks import Family, attack_document, attack_of
 from partitions.configs import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
+from resources.cells import command_for
 from resources.documents import read_config, write_config
 
 ARCHITECTURE_CONFIG = "architecture_config"
@@ -98,5 +99,5 @@ def _refuse_change(cell: CellContext, asset: str, key: str, stored: BaseModel, d
     name = f"{cell.spec.name}/{asset}"
     raise ConfigChangedError(
         f"{name} {key} was edited since it was materialized ({changes}): materialize it first,"
-        f" `dg launch --assets '{name}' --partition '{key}'`"
+        f" `{command_for(name, key)}`"
     )

@@ -57,13 +57,13 @@ def test_editing_one_eps_makes_exactly_the_cells_of_that_attack_stale(lab: Lab) 
             edited("attacks", "weak", eps=0.07),
             ("adversarial_set", "le_net|weak"),
             "tiny/attack_config weak was edited since it was materialized (eps 0.05 -> 0.07): materialize it first,"
-            " `dg launch --assets 'tiny/attack_config' --partition 'weak'`",
+            " `dioptra-assets materialize tiny --asset 'attack_config' --cell 'weak'`",
         ),
         (
             edited("architectures", "le_net", epochs=2),
             ("model", "le_net"),
             "tiny/architecture_config le_net was edited since it was materialized (epochs 1.0 -> 2.0): materialize it"
-            " first, `dg launch --assets 'tiny/architecture_config' --partition 'le_net'`",
+            " first, `dioptra-assets materialize tiny --asset 'architecture_config' --cell 'le_net'`",
         ),
     ],
     ids=["attack", "architecture"],

@@ -99,9 +99,9 @@ def test_a_cell_that_was_never_made_names_itself_and_the_command_that_makes_it(s
         store.open(CELL)
     assert str(caught.value) == (
         "digits/adversarial_set/le_net/fgm_0.3 has not been materialized: "
-        "`dg launch --assets 'digits/adversarial_set' --partition 'le_net|fgm_0.3'` makes it"
+        "`dioptra-assets materialize digits --asset 'adversarial_set' --cell 'le_net|fgm_0.3'` makes it"
     )
-    with pytest.raises(MissingCellError, match=r"`dg launch --assets 'digits/training_set'` makes it"):
+    with pytest.raises(MissingCellError, match=r"`dioptra-assets materialize digits --asset 'training_set'` makes it"):
         store.open(Cell("digits/training_set"))
 
 
