@@ -30,7 +30,7 @@ def tell_mlflow(
             dg.AssetObservation(
                 dg.AssetKey(tags["asset"].split("/")),
                 partition=partition_key_of(dimensions),
-                metadata={"MLflow run": dg.MetadataValue.url(page), "MLflow run id": run_id},
+                metadata={"mlflow_run": dg.MetadataValue.url(page), "mlflow_run_id": run_id},
             )
         )
     if written.runs:

@@ -164,6 +164,26 @@ def check(
 
 
 @app.command()
+def claim(experiment: Experiment) -> None:
+    """Make an experiment that is in the store this checkout's, where another had computed it from another file."""
+    from dioptra_assets.definitions import experiment_spec
+    from dioptra_assets.launch import UnknownExperimentError
+    from resources import claims
+    from resources.cells import CellStore
+
+    try:
+        spec = experiment_spec(experiment)
+    except UnknownExperimentError as error:
+        _complain(error)
+        raise typer.Exit(2) from error
+    store = CellStore(home.store_url())
+    before = claims.claim_of(store, experiment)
+    claims.claim(store, experiment, spec.folder, spec.digest)
+    of_others = f", and was that of {before.owner} ({before.user} on {before.host})" if before else ""
+    _say(f"{experiment} in {store.url} belongs to {claims.own_claim(store, spec.folder, '').owner}{of_others}")
+
+
+@app.command()
 def transfer(experiment: Experiment) -> None:
     """Print the transfer matrix of an experiment: every model on the images made on every model."""
     import dioptra_assets as da
@@ -384,11 +404,14 @@ def main() -> None:
     """The entry point: an expected failure is one line, not a traceback."""
     from partitions.configs import ExperimentError
     from resources.cells import DamagedCellError, MissingCellError, StoreError
+    from resources.claims import ClaimedError
+    from resources.room import NoRoomError, no_room
 
     try:
         app()
     except Exception as error:
-        if not (expected := _cause(error, (MissingCellError, DamagedCellError, StoreError, ExperimentError))):
+        kinds = (MissingCellError, DamagedCellError, StoreError, ExperimentError, ClaimedError, NoRoomError)
+        if not (expected := _cause(error, kinds) or no_room(error, home.home())):
             raise
         _complain(expected)
         sys.exit(1)

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dioptra_assets.submit import Job, get_job_by_id, submit_job
 from partitions.configs import ExperimentError
 from resources import home, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
+from resources.claims import keep_to_claim
 
 if TYPE_CHECKING:
     from dioptra_assets.launch import Launched
@@ -163,16 +165,22 @@ def materialize(
 
     Raises:
         UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
+        ClaimedError: when the experiment is another checkout's, and is declared otherwise there.
         SelectionError: an asset or a cell that the experiment does not have.
         ExperimentError: when the file of the experiment is wrong.
     """
-    from dioptra_assets.definitions import defs
-    from dioptra_assets.launch import materialize_experiment
+    from dioptra_assets.definitions import defs, experiment_spec
+    from dioptra_assets.launch import UnknownExperimentError, materialize_experiment
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings(), home.instance() as instance:
         warnings.simplefilter("ignore")
         store = CellStore(home.store_url())
+        # Each step looks for itself; here it is known before any begins.
+        with suppress(UnknownExperimentError):
+            spec = experiment_spec(experiment)
+            if not spec.dynamic:
+                keep_to_claim(store, experiment, spec.folder, spec.digest)
         return materialize_experiment(
             defs(), experiment, instance=instance, store=store, log=log, assets=assets, cells=cells
         )

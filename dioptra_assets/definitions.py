@@ -15,6 +15,7 @@ from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
 from resources.executors import executor
 from resources.own_mlflow import own_mlflow
+from resources.redacted import without_passwords
 from resources.store import StoreResource
 from resources.tracking import Tracking
 
@@ -25,8 +26,15 @@ def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.Configurabl
         "mlflow": own_mlflow,
         "store": StoreResource(url=home.store_url()),
         IO_MANAGER: StoredCells(url=home.store_url()),
-        "tracking": Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location()),
+        "tracking": Tracking(
+            mlflow_tracking_uri=_shown(home.tracking_uri()), artifact_location=home.artifact_location()
+        ),
     }
+
+
+def _shown(uri: str) -> str:
+    """A tracking URI as the UI may show it among the settings of the resource: one with a password by its variable."""
+    return uri if without_passwords(uri) == uri else dg.EnvVar("MLFLOW_TRACKING_URI")
 
 
 def code_location(package: Path) -> dg.Definitions:
@@ -60,7 +68,7 @@ def experiment_spec(name: str, package: Path = Path(__file__).parent) -> Experim
     if not path.is_file():
         known = sorted(folder.parent.name for folder in path.parent.parent.glob("*/defs.yaml"))
         raise UnknownExperimentError(f"there is no experiment {name!r}, there are {', '.join(known)}")
-    return parse_experiment(name, read_attributes(path))
+    return parse_experiment(name, read_attributes(path), str(path.parent.resolve()))
 
 
 def mistakes(name: str | None = None, package: Path = Path(__file__).parent) -> dict[str, str]:

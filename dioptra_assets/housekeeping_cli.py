@@ -1,5 +1,6 @@
 """The commands that keep house: `clean`, `verify`, `export`, `import`, `backup`."""
 
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -82,9 +83,10 @@ def clean(
     from dagster._core.instance.ref import InstanceRef
 
     from dioptra_assets import housekeeping
-    from dioptra_assets.definitions import defs
+    from dioptra_assets.definitions import defs, experiment_spec
     from dioptra_assets.launch import UnknownExperimentError
     from resources.cells import CellStore
+    from resources.claims import refuse_others
     from resources.tracking import Tracking, TrackingUnavailable
 
     store = CellStore(home.store_url())
@@ -114,6 +116,10 @@ def clean(
         if not yes:
             _say("nothing was removed: `--yes` removes it")
             return
+        for name in sorted({asset.partition("/")[0] for asset in declared}):
+            with suppress(UnknownExperimentError):
+                spec = experiment_spec(name)
+                refuse_others(store, name, spec.folder, spec.digest)
         housekeeping.remove_rubbish(store, found)
         for run in found.mlflow_runs:
             assert client is not None

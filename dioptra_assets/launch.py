@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,10 +20,12 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+from dioptra_assets.assets.shown import MLFLOW_RUN_ID
 from dioptra_assets.backlog import tell_mlflow
 from dioptra_assets.broken import refuse_broken
 from dioptra_assets.interrupts import closing, noticed, saying
 from dioptra_assets.leftovers import clear_leftovers, end_led_runs, leader
+from dioptra_assets.origin import MODULE, location_of, of_location
 from dioptra_assets.selection import Selected, expected, select
 from dioptra_assets.staleness import stale_cells
 from dioptra_assets.step_output import to_the_log_alone
@@ -30,6 +33,8 @@ from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
 from resources.executors import cells_per_run, engine
+from resources.room import no_room
+from resources.tracking import tracking_of
 from resources.user import user_name, user_tags
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
@@ -107,7 +112,7 @@ def materialize_experiment(
     instance: dg.DagsterInstance,
     store: CellStore,
     log: Callable[[str], None] = lambda line: None,
-    module: str = "dioptra_assets.definitions",
+    module: str = MODULE,
     assets: Collection[str] = (),
     cells: Collection[str] = (),
 ) -> Launched:
@@ -142,18 +147,18 @@ def materialize_experiment(
         )
     job = defs.resolve_implicit_global_asset_job_def()
     store.check_answer()
-    with partition_loading_context(dynamic_partitions_store=instance), leading(instance) as board:
+    with partition_loading_context(dynamic_partitions_store=instance), leading(instance, module) as board:
         wanted = select(graph, keys, assets, cells)
         board.expected = _expected(graph, wanted, instance, store)
         board.remembered = _remembered(board.expected, instance)
         launched = _materialize(graph, job, wanted, instance=instance, store=store, log=log, module=module)
-    tell_mlflow((defs.resources or {})["tracking"], store, instance, log)
+    tell_mlflow(tracking_of(defs.resources or {}), store, instance, log)
     return launched
 
 
 @contextmanager
-def leading(instance: dg.DagsterInstance) -> Iterator[progress.Board]:
-    """Lead runs from this process: an interruption ends them all, and nothing begins after it.
+def leading(instance: dg.DagsterInstance, module: str = MODULE) -> Iterator[progress.Board]:
+    """Lead runs of a code location from this process: an interruption ends them all, and nothing begins after it.
 
     Gives the board that says how far they are.
 
@@ -166,6 +171,7 @@ def leading(instance: dg.DagsterInstance) -> Iterator[progress.Board]:
         stack.enter_context(saying(progress.kept))
         stack.enter_context(closing(lambda: end_led_runs(instance)))
         stack.enter_context(to_the_log_alone())
+        stack.enter_context(of_location(instance, location_of(module)))
         _checks.append(check)
         try:
             yield board
@@ -173,6 +179,8 @@ def leading(instance: dg.DagsterInstance) -> Iterator[progress.Board]:
         except BaseException as error:
             if not isinstance(error, Exception):
                 end_led_runs(instance)
+            elif full := no_room(error, Path(instance.root_directory)):
+                raise full from None
             raise
         finally:
             _checks.remove(check)
@@ -231,7 +239,7 @@ def materialize_cell(
     *,
     instance: dg.DagsterInstance,
     store: CellStore,
-    module: str = "dioptra_assets.definitions",
+    module: str = MODULE,
 ) -> Made:
     """Compute one cell where it is missing or stale; what it is made from must be there.
 
@@ -245,7 +253,7 @@ def materialize_cell(
     Raises:
         CellFailedError: naming the cell and the reason.
     """
-    with leading(instance):
+    with leading(instance, module):
         return _materialize_cell(defs, cell, instance=instance, store=store, module=module)
 
 
@@ -270,7 +278,8 @@ def _materialize_cell(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None), limit=1
     ).records
     event = records[0].asset_materialization if records else None
-    logged = event.metadata.get("MLflow run id") if event else None
+    facts = event.metadata if event else {}
+    logged = facts.get(MLFLOW_RUN_ID) or facts.get("MLflow run id")  # its name up to release 0.1
     return Made(computed, str(logged.value) if logged else "")
 
 

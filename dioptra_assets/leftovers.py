@@ -12,8 +12,10 @@ import psutil
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
-# Which process leads a run: host, process id, and when it began, since process ids come again.
-LEADER_TAG = "dioptra_assets/led_by"
+# Which process leads a run: host, process id, and when it began, since process ids come again. The UI shows no tag of
+# that beginning.
+LEADER_TAG = ".dagster/dioptra_assets_led_by"
+FORMER_LEADER_TAG = "dioptra_assets/led_by"
 
 
 def leader() -> dict[str, str]:
@@ -30,7 +32,7 @@ def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     unfinished = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)
     for run in instance.get_runs(filters=unfinished):
-        if _is_orphan(run.tags.get(LEADER_TAG, "")):
+        if _is_orphan(run.tags.get(LEADER_TAG) or run.tags.get(FORMER_LEADER_TAG, "")):
             instance.report_run_failed(run, "The process that led this run was killed.")
             ended.append(run.run_id)
     _free_places(instance)

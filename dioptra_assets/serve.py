@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-MODULE, LOCATION = "dioptra_assets.definitions", "dioptra_assets"
+from dioptra_assets.origin import MODULE, location_of
+
 # What is left of the processes, runs among them, after being asked to end for so long is killed.
 STOP_SECONDS = 20.0
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError:
             print(f"port {chosen.port} is taken by another program: make ui UI_PORT={chosen.port + 1}", file=sys.stderr)
             return 1
-    location = LOCATION if chosen.module == MODULE else chosen.module
+    location = location_of(chosen.module)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Its folder is open to its owner alone, so whoever may not enter it cannot ask the code server to run anything.
     with tempfile.TemporaryDirectory(prefix="dioptra_assets_") as folder, contextlib.ExitStack() as stack:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters, unused
+from dioptra_assets.origin import LOCATION
 from resources import home
 from resources.imports import loading
 from resources.user import USER_HEADER, user_name, user_tags
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 SERVER_VARIABLE = "DIOPTRA_ASSETS_SERVER"
 # What a server that has a token wants to see of who launches.
 TOKEN_VARIABLE = "DIOPTRA_ASSETS_UI_TOKEN"
-LOCATION = "dioptra_assets"
 Status = Literal["queued", "started", "finished", "failed"]
 STATUSES: dict[str, Status] = {
     "SUCCESS": "finished",

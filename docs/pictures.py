@@ -76,7 +76,7 @@ def _gate(page: Page) -> None:
 def _model(page: Page) -> None:
     page.set_viewport_size({"width": 1500, "height": 1100})
     page.goto(f"{SERVER}/assets/digits/model?view=partitions&partition=le_net")
-    page.get_by_text("MLflow run").first.wait_for(timeout=60_000)
+    page.get_by_text("mlflow_run").first.wait_for(timeout=60_000)
     page.wait_for_timeout(3000)
     page.screenshot(path=IMAGES / "model.png")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pytest
 import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
@@ -30,8 +31,11 @@ from dioptra_assets.robustness import training
 from dioptra_assets.staleness import stale_cells
 from dioptra_assets.step_output import to_the_log_alone
 from resources.cells import Cell, CellStore
+from resources.tables import read_table
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests copy homes from project to project; whose an experiment is has tests of its own.
+os.environ["DIOPTRA_ASSETS_OWNER"] = "tests"
 
 ROOT = Path(__file__).resolve().parent.parent
 # What would lead a test to a home that is not its own.
@@ -63,6 +67,17 @@ EXPERIMENT: Mapping[str, Any] = {
 ARCHITECTURES = ("shallow_net", "le_net")
 ATTACKS = ("fgm_0.1", "fgm_0.3", "weak")
 CELLS = 2 + 3 + 2 + 2 + 2 + 2 + 3 * len(ARCHITECTURES) * len(ATTACKS) + 4
+
+
+# Type that the UI shows -> what pandas makes of the stored column; a whole number beside an empty place is a float.
+STORED_AS = {
+    "string": {"string", "empty"},
+    "bool": {"boolean", "empty"},
+    "int": {"integer", "integer-na", "floating", "empty"},
+    "float": {"floating", "integer", "mixed-integer-float", "empty"},
+    "list[float]": {"mixed", "empty"},
+    "timestamp": {"datetime64", "datetime"},
+}
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,23 @@ class Lab:
     def find(self, asset: str, **partition: str) -> Any:
         """What the store serves of a cell, or None."""
         return self.store.find(Cell(f"tiny/{asset}", partition))
+
+    def columns_of_another_type(self) -> tuple[list[str], int]:
+        """The columns of stored tables that the UI shows another type of, and how many were compared."""
+        graph = self.defs().resolve_asset_graph()
+        wrong, compared = [], 0
+        for cell in self.store.cells("tiny"):
+            node = graph.get(dg.AssetKey(cell.asset.split("/")))
+            schema = node.metadata.get("dagster/column_schema")
+            if schema:
+                table = read_table(self.store.open(cell))
+                for column in schema.columns:
+                    if column.name in table:
+                        kind = pd.api.types.infer_dtype(table[column.name], skipna=True)
+                        compared += kind != "empty"
+                        if kind not in STORED_AS[column.type]:
+                            wrong.append(f"{cell.asset}: {column.name}, shown as {column.type}, is {kind}")
+        return wrong, compared
 
     def bytes(self) -> dict[str, str]:
         """Path -> digest of everything in the store."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -18,19 +19,23 @@ import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
+from dagster._core.storage.tags import TagType, get_tag_type
 from dagster._core.test_utils import create_run_for_test, create_test_daemon_workspace_context
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.backfill import execute_backfill_iteration
+from sqlalchemy import Engine, event
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.launch import UnknownExperimentError, materialize_experiment
 from dioptra_assets.leftovers import LEADER_TAG, clear_leftovers, leader
 from partitions.experiments import parse_experiment
-from resources.cells import Cell
+from resources.cells import Cell, CellStore
 from resources.documents import write_config
+from resources.room import NoRoomError
 from resources.tables import read_table, write_table
+from resources.user import USER_TAG
 from tests.assets.test_cells import EXTRA, causes, cell_path, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, ROOT, SETTINGS, Lab
 
@@ -173,13 +178,28 @@ def test_dg_launch_computes_partition_ranges_and_single_cells(digits: Lab) -> No
     assert sorted(recorded) == [f"digits/adversarial_set/{path}" for path in stored("adversarial_set")]
 
 
+def test_dg_launch_without_a_home_is_refused_before_anything_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DIOPTRA_ASSETS_ENV", "")
+    monkeypatch.setenv("DIOPTRA_ASSETS_STORE", str(tmp_path / "store"))
+    done = launch("--assets", "digits/attack_config", "--partition", "fgm_0.3")
+    assert done.returncode != 0
+    assert f"Run `export DAGSTER_HOME={ROOT}` first, or `dioptra-assets materialize digits --asset" in (
+        done.stdout + done.stderr
+    )
+    assert CellStore(str(tmp_path / "store")).cells("") == []
+
+
 def test_a_cell_whose_input_is_missing_names_the_command_that_makes_it(lab: Lab) -> None:
     shutil.rmtree(lab.home / "store" / "tiny/evasion_examples/le_net/weak")
     result = lab.run("evasion_metrics", "le_net|weak")
     (failure,) = failures(result)
     assert (
-        "MissingCellError: tiny/evasion_examples/le_net/weak has not been materialized: `dg launch --assets"
-        " 'tiny/evasion_examples' --partition 'le_net|weak'` makes it"
+        "MissingCellError: tiny/evasion_examples/le_net/weak has not been materialized: `dioptra-assets"
+        " materialize tiny --asset 'evasion_examples' --cell 'le_net|weak'` makes it"
     ) in causes(failure.error)
 
 
@@ -360,6 +380,42 @@ Lab(Path({str(lab.folder)!r})).materialize()
     with lab.instance() as instance:
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
         assert not instance.event_log_storage.get_concurrency_info("gpu").claimed_slots
+
+
+def test_a_full_disk_under_the_home_is_one_sentence_and_the_same_command_goes_on(lab: Lab) -> None:
+    def full(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes it for: no larger than it is
+
+    (lab.home / "store/tiny/evasion_metrics/le_net/weak/CURRENT").unlink()
+    event.listen(Engine, "connect", full)
+    try:
+        with pytest.raises(NoRoomError) as raised:
+            for _ in range(200):  # there may be room left in a page
+                lab.materialize()
+                (lab.home / "store/tiny/evasion_metrics/le_net/weak/CURRENT").unlink()
+    finally:
+        event.remove(Engine, "connect", full)
+    said = str(raised.value)
+    assert said.startswith(f"{lab.home}: the disk is full (") and "bytes are free" in said
+    assert "\n" not in said
+    assert lab.materialize().failed == {}
+
+
+def test_runs_led_from_here_name_their_code_location_and_show_no_tag_of_our_own_but_who_launched(finished: Lab) -> None:
+    with finished.instance() as instance:
+        run = instance.get_runs(limit=1)[0]
+        assert run.remote_job_origin is not None, "Dagster's timeline leaves out runs without one"
+        assert run.remote_job_origin.location_name == f"{finished.module}.definitions"
+        assert run.remote_job_origin.job_name == run.job_name
+        shown = {key for key in run.tags if get_tag_type(key) != TagType.HIDDEN and not key.startswith("dagster/")}
+        assert shown <= {USER_TAG}
+
+
+def test_a_killed_run_of_a_release_that_tagged_it_otherwise_is_ended_too(lab: Lab) -> None:
+    with lab.instance() as instance:
+        former = {"dioptra_assets/led_by": leader()[LEADER_TAG] + "9"}
+        gone = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags=former)
+        assert clear_leftovers(instance) == [gone.run_id]
 
 
 def test_a_run_that_a_living_process_leads_is_left_alone(lab: Lab) -> None:

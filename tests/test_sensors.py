@@ -101,9 +101,11 @@ def test_the_robustness_of_versions_is_followed_over_time(watching: Lab, tmp_pat
     # What the UI shows was computed again after the second of the two.
     stored = da.load("tiny/registered_model/versions")
     pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+    wrong, _ = watching.columns_of_another_type()
+    assert wrong == []
     (event, *_) = reversed(watching.events("registered_model/versions"))
     assert event.asset_materialization
-    shown = event.asset_materialization.metadata["versions over time"]
+    shown = event.asset_materialization.metadata["versions_over_time"]
     assert "data:image/png;base64" in str(shown.value)
 
 

@@ -1,13 +1,17 @@
 """What a person sees in a browser: the graph, a cell with its picture, the report."""
 
+import io
 import json
 import os
 import shutil
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 import dioptra_assets as da
@@ -57,11 +61,17 @@ def test_the_graph_of_an_experiment_reads_from_left_to_right(server: str, page: 
 
 def test_a_cell_shows_its_pictures_and_numbers(server: str, page: Page) -> None:
     page.goto(f"{server}/assets/tiny/adversarial_set?view=partitions&partition=le_net%7Cfgm_0.3")
-    expect(page.get_by_text("largest change of a pixel", exact=True).first).to_be_visible()
+    expect(page.get_by_text("largest_change_of_a_pixel", exact=True).first).to_be_visible()
     page.get_by_text("[Show Markdown]").first.click()
     picture = page.locator("img[src^='data:image/png;base64']").first
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 100
+
+
+def test_the_timeline_shows_what_was_computed_from_the_command_line(server: str, page: Page, finished: Lab) -> None:
+    page.goto(f"{server}/overview/timeline")
+    expect(page.get_by_text(f"{finished.module}.definitions", exact=True).first).to_be_visible()
+    expect(page.get_by_text("Jobless asset materializations").first).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [1280, 420])
@@ -76,6 +86,30 @@ def test_the_report_fits_its_window_and_loads_nothing(looking: Lab, page: Page, 
     broken = page.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
     assert broken == 0 and page.evaluate("document.images.length") >= 5
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "plot_is_dark"),
+    [
+        ({"color_scheme": "light", "media": "screen"}, False),
+        ({"color_scheme": "dark", "media": "screen"}, True),
+        ({"color_scheme": "dark", "media": "print"}, False),
+    ],
+)
+def test_plots_follow_the_colours_of_the_page_and_images_stay_as_they_are(
+    looking: Lab, page: Page, tmp_path: Path, seen: dict[str, Any], plot_is_dark: bool
+) -> None:
+    path = da.load("tiny/report").save(tmp_path / "report.html")
+    page.emulate_media(**seen)
+    page.goto(path.as_uri())
+    try:
+        plot, images = (page.locator(f"{kind} img").first.screenshot() for kind in (".plot", "#pictures .paper"))
+    finally:
+        page.emulate_media(color_scheme="light", media="screen")
+    drawn, shown = (np.asarray(Image.open(io.BytesIO(png)).convert("L")) for png in (plot, images))
+    assert (drawn[1, 1] < 64) == plot_is_dark
+    assert shown[1, 1] > 250
+    assert np.ptp(drawn.astype(int)) > 120, "lines and letters are told from what is behind them"
 
 
 LAUNCH = "mutation { reloadWorkspace { __typename } }"

@@ -17,10 +17,12 @@ import dagster as dg
 from dioptra_assets import progress
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.assets.reuse import RECIPE, Inputs, recipe_of, twin_of
+from dioptra_assets.assets.shown import MLFLOW_RUN_ID, column_schema, shown
 from dioptra_assets.assets.tries import (
     RunEndedError,
     evaluation,
     left_to_do,
+    refuse_before_work,
     refuse_ended_run,
     try_again_where_the_store_is_away,
 )
@@ -262,7 +264,7 @@ def cell_asset(
         dimensions: what it is partitioned by, in the order of the alphabet.
         family: of the attacks that the dimension `attack` holds.
         deps: assets of the same experiment that it is made from, by name or as `AssetDep` with a full key.
-        kinds: shown as icons.
+        kinds: shown as icons; beside them, of an asset whose last part does not tell, what it is.
         columns: column -> description, for a table.
         pool: the pool its steps run in, for those that train or attack; they ask their executor for a GPU.
         params: from a partition to the parameters logged to MLflow; an asset without them has no MLflow run.
@@ -277,13 +279,13 @@ def cell_asset(
         deps=[dg.AssetDep(asset_key(spec, dep)) if isinstance(dep, str) else dep for dep in deps],
         description=description,
         group_name=spec.name,
-        kinds=kinds,
+        kinds=kinds | _role(spec, name),
         owners=list(spec.owners),
         code_version=f"{code_version}-{spec.seed}" if seeded else code_version,
         partitions_def=partitions_of(spec, dimensions, family),
         automation_condition=_automation(edits=edits) if spec.automation and not spec.branch else None,
         metadata={DIMENSIONS: list(dimensions)}
-        | ({"dagster/column_schema": _column_schema(columns)} if columns else {}),
+        | ({"dagster/column_schema": column_schema(name, columns)} if columns else {}),
     ).with_io_manager_key(IO_MANAGER)
 
     registered = dynamic_dimension(spec.name, BRANCH)
@@ -303,6 +305,7 @@ def cell_asset(
         keys = left_to_do(context, asset_spec.key, context.partition_keys if dimensions else [None])
         failures: dict[str, str] = {}
         cells, asset = store.cells(), "/".join(asset_spec.key.path)
+        refuse_before_work(context, cells, spec, asset)
         for number, key in enumerate(progress.counted(keys, failures), start=1):
             cell = Cell(asset, partition_of(dimensions, key))
             tags = provenance_tags(context, asset_spec.key, cell.partition)
@@ -380,6 +383,12 @@ def _with_twin(cell: CellContext, inputs: Inputs, code_version: str, instance: d
     return replace(cell, facts={RECIPE: recipe}, twin=twin)
 
 
+def _role(spec: ExperimentSpec, name: str) -> set[str]:
+    """What an asset of a defence or a branch is: Dagster's lineage shows the last part of a key alone, and kinds."""
+    what = name.rpartition("/")[0] or spec.branch
+    return {what} if what else set()
+
+
 def _automation(*, edits: bool) -> dg.AutomationCondition:
     """Compute a cell when it goes missing, when what it is declared by is edited, or what it is made from has changed.
 
@@ -429,20 +438,16 @@ def _metadata(result: CellResult, store: CellStore, run: TrackedRun | None, seco
     assert result.stored is not None
     metadata: dict[str, Any] = {**result.metadata}
     metadata |= {name: float(value) for name, value in result.metrics.items()}
-    metadata["stored at"] = dg.MetadataValue.path(f"{store.url}/{result.stored.prefix}")
+    metadata["stored_at"] = dg.MetadataValue.path(f"{store.url}/{result.stored.prefix}")
     metadata["bytes"] = sum(record.size for record in result.stored.manifest.files.values())
     metadata["seconds"] = round(seconds, 2)
     if "rows" in result.stored.manifest.attributes:
         metadata["dagster/row_count"] = result.stored.manifest.attributes["rows"]
     if run and run.why:
-        metadata["MLflow"] = "waiting: `dioptra-assets mlflow-backlog` tells it what it could not be told"
+        metadata["mlflow"] = "waiting: `dioptra-assets mlflow-backlog` tells it what it could not be told"
     if run and run.run_id:
-        metadata["MLflow run"] = dg.MetadataValue.url(
+        metadata["mlflow_run"] = dg.MetadataValue.url(
             run.url or f"{home.mlflow_ui()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         )
-        metadata["MLflow run id"] = run.run_id
-    return metadata
-
-
-def _column_schema(columns: Mapping[str, str]) -> dg.TableSchema:
-    return dg.TableSchema([dg.TableColumn(name, description=description) for name, description in columns.items()])
+        metadata[MLFLOW_RUN_ID] = run.run_id
+    return shown(metadata)

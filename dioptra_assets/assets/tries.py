@@ -1,16 +1,23 @@
 """What a step does that may be one of several tries, or work for a run that has ended; and what its checks report."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
-from resources.cells import CellStore, StoreError, StoreRefusedError
+from dioptra_assets.assets.shown import shown
+from partitions.experiments import ExperimentSpec
+from resources import home
+from resources.cells import CellStore, StoreError, StoreRefusedError, command_for
+from resources.claims import keep_to_claim
 
 # How often, and after how long, a step whose remote store did not answer is tried again.
 STORE_RETRIES = 3
 STORE_RETRY_SECONDS = 10
+# How Dagster's command line names the home that it makes where it is given none.
+TEMPORARY_HOME = ".tmp_dagster_home_"
 
 
 class RunEndedError(RuntimeError):
@@ -50,6 +57,37 @@ def try_again_where_the_store_is_away(context: dg.AssetExecutionContext, store: 
         raise dg.RetryRequested(STORE_RETRIES, STORE_RETRY_SECONDS) from error
 
 
+def refuse_temporary_home(context: dg.AssetExecutionContext, asset: str) -> None:
+    """Without `DAGSTER_HOME`, `dg launch` records a run in a folder that goes with it, and would store its cells here.
+
+    Raises:
+        Failure: naming the setting, and the command that needs none.
+    """
+    if Path(context.instance.root_directory).name.startswith(TEMPORARY_HOME):
+        raise dg.Failure(
+            f"DAGSTER_HOME is not set, so Dagster keeps the record of this run in a temporary folder: nobody would know"
+            f" where the cells came from. Nothing was computed. Run `export DAGSTER_HOME={home.home()}` first, or"
+            f" `{command_for(asset, '')}`",
+            allow_retries=False,
+        )
+
+
+def refuse_before_work(context: dg.AssetExecutionContext, store: CellStore, spec: ExperimentSpec, asset: str) -> None:
+    """Refuse a step whose cells would be recorded nowhere, or replace those of another checkout.
+
+    Raises:
+        Failure: see :func:`refuse_temporary_home`.
+        ClaimedError: see :func:`resources.claims.keep_to_claim`.
+    """
+    refuse_temporary_home(context, asset)
+    if spec.folder and not spec.dynamic:  # where nothing is declared, keys carry what is meant
+        try:
+            keep_to_claim(store, spec.name, spec.folder, spec.digest)
+        except StoreError as error:
+            try_again_where_the_store_is_away(context, store, error)
+            raise
+
+
 def refuse_ended_run(context: dg.AssetExecutionContext) -> None:
     """Called last before a value is published: a run that was ended meanwhile publishes nothing."""
     run = context.instance.get_run_by_id(context.run_id)
@@ -72,7 +110,7 @@ def evaluation(
         result.asset_key,
         result.check_name,
         result.passed,
-        metadata=result.metadata,
+        metadata=shown(result.metadata or {}),
         severity=result.severity,
         description=result.description,
         # Dagster would fail the step after its last cell; which cells are blocked is said by `dg.Failure`.

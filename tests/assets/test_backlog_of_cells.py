@@ -15,8 +15,8 @@ def test_mlflow_that_was_away_is_told_of_a_cell_when_it_is_back(blank: Lab, monk
     assert blank.run("testing_set").success
     (made,) = blank.events("testing_set")
     assert made.asset_materialization
-    assert "dioptra-assets mlflow-backlog" in str(made.asset_materialization.metadata["MLflow"].value)
-    assert "MLflow run id" not in made.asset_materialization.metadata
+    assert "dioptra-assets mlflow-backlog" in str(made.asset_materialization.metadata["mlflow"].value)
+    assert "mlflow_run_id" not in made.asset_materialization.metadata
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
@@ -29,7 +29,7 @@ def test_mlflow_that_was_away_is_told_of_a_cell_when_it_is_back(blank: Lab, monk
     assert (tags["asset"], again.runs) == ("tiny/testing_set", [])
     assert said == ["MLflow was told of 1 cells that it had missed"]
     assert observed.asset_observation
-    assert observed.asset_observation.metadata["MLflow run id"].value == run_id
+    assert observed.asset_observation.metadata["mlflow_run_id"].value == run_id
     data = MlflowClient(tracking.mlflow_tracking_uri).get_run(run_id).data
     assert data.metrics["n"] == 180
     assert data.tags["asset"] == "tiny/testing_set"

@@ -72,21 +72,40 @@ def test_everything_is_fresh_once_computed(looking: Lab) -> None:
     assert set(statuses.values()) == {"FRESH"}
 
 
+def test_what_is_shown_has_names_without_spaces_and_numbers_of_six_digits(looking: Lab) -> None:
+    facts = {}
+    for key in looking.defs().resolve_asset_graph().get_all_asset_keys():
+        for entry in looking.events("/".join(key.path[1:])):
+            assert entry.asset_materialization
+            facts |= {
+                f"{key.to_user_string()}: {name}": one for name, one in entry.asset_materialization.metadata.items()
+            }
+    assert not [name for name in facts if " " in name.partition(": ")[2]]
+    numbers = {name: one.value for name, one in facts.items() if isinstance(one, dg.FloatMetadataValue)}
+    assert numbers and {name: value for name, value in numbers.items() if value != float(f"{value:.6g}")} == {}
+
+
+def test_columns_are_shown_with_the_types_that_tables_have(looking: Lab) -> None:
+    wrong, compared = looking.columns_of_another_type()
+    assert wrong == []
+    assert compared > 100
+
+
 @pytest.mark.parametrize(
     ("asset", "expected"),
     [
-        ("training_set", ["images", "classes", "image size", "n"]),
-        ("model", ["loss curves", "parameters", "val_accuracy", "registered model", "MLflow run"]),
-        ("clean_predictions", ["confusion matrix", "accuracy", "dagster/row_count"]),
-        ("adversarial_set", ["clean, adversarial, difference", "threat model", "share of images changed", "seed"]),
-        ("evasion_examples", ["preview", "target models", "dagster/row_count"]),
+        ("training_set", ["images", "classes", "image_size", "n"]),
+        ("model", ["loss_curves", "parameters", "val_accuracy", "registered_model", "mlflow_run"]),
+        ("clean_predictions", ["confusion_matrix", "accuracy", "dagster/row_count"]),
+        ("adversarial_set", ["clean_adversarial_difference", "threat_model", "share_of_images_changed", "seed"]),
+        ("evasion_examples", ["preview", "target_models", "dagster/row_count"]),
         ("evasion_metrics", ["rates", "robust_accuracy", "le_net/robust_accuracy", "shallow_net/asr"]),
         ("transfer_matrix", ["fgm_0.3", "dagster/row_count"]),
         ("security_curves", ["curves"]),
         ("model_sanity", ["checks", "failed", "dagster/row_count"]),
         ("sanity", ["checks", "failed", "dagster/row_count"]),
-        ("report", ["report", "lowest robust accuracy"]),
-        ("attack_config", ["config", "stored at", "bytes", "seconds"]),
+        ("report", ["report", "lowest_robust_accuracy"]),
+        ("attack_config", ["config", "stored_at", "bytes", "seconds"]),
     ],
 )
 def test_each_asset_shows_what_a_person_wants_to_see(looking: Lab, asset: str, expected: list[str]) -> None:

@@ -265,6 +265,20 @@ def test_a_triggered_set_is_the_testing_set_with_the_trigger_under_its_true_labe
     np.testing.assert_array_equal(triggered.index["eligible"], clean.labels != TARGET)
 
 
+def test_columns_of_every_family_are_shown_with_the_types_that_tables_have(full: Lab) -> None:
+    wrong, compared = full.columns_of_another_type()
+    assert wrong == []
+    assert compared > 200
+
+
+def test_an_asset_of_a_defence_says_in_the_lineage_what_it_is(full: Lab) -> None:
+    graph = full.defs().resolve_asset_graph()
+    behind = [key for key in graph.get_all_asset_keys() if len(key.path) == 3]
+    assert len(behind) > 5
+    for key in behind:
+        assert key.path[1] in graph.get(key).kinds, "the last part is all that a node of the lineage reads otherwise"
+
+
 def test_the_testing_set_was_written_once(full: Lab) -> None:
     assert len(full.events("testing_set")) == len(full.events("training_set")) == 1
 

@@ -18,7 +18,7 @@ def checks(lab: Lab) -> dict[str, tuple[bool, str, int]]:
             (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
             assert record.event and record.event.dagster_event
             said = record.event.dagster_event.asset_check_evaluation_data
-            found[name] = (said.passed, str(said.description), int(str(said.metadata["images in both"].value)))
+            found[name] = (said.passed, str(said.description), int(str(said.metadata["images_in_both"].value)))
     return found
 
 

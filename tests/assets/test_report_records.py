@@ -157,7 +157,7 @@ def test_the_records_are_artefacts_of_the_mlflow_run(looking: Lab) -> None:
     entry = looking.events("report")[-1].asset_materialization
     assert entry
     client = MlflowClient(da.tracking_uri())
-    logged = {file.path for file in client.list_artifacts(str(entry.metadata["MLflow run id"].value))}
+    logged = {file.path for file in client.list_artifacts(str(entry.metadata["mlflow_run_id"].value))}
     assert {"report.html", *NAMES} <= logged
 
 

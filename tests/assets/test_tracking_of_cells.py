@@ -29,9 +29,9 @@ def run_ids(lab: Lab, asset: str) -> dict[str, str]:
     for entry in lab.events(asset):
         assert entry.asset_materialization
         metadata = entry.asset_materialization.metadata
-        if "MLflow run id" in metadata:
-            found[cell_path(entry)] = str(metadata["MLflow run id"].value)
-            assert found[cell_path(entry)] in str(metadata["MLflow run"].value)
+        if "mlflow_run_id" in metadata:
+            found[cell_path(entry)] = str(metadata["mlflow_run_id"].value)
+            assert found[cell_path(entry)] in str(metadata["mlflow_run"].value)
     return found
 
 
