@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cachetools import LRUCache
+from dagster import Field, StringSource
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
@@ -21,6 +22,8 @@ from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine, event
+
+from resources.home import home
 
 # Each run has a database of its own for its log.
 RUNS_KEPT_OPEN = 16
@@ -125,9 +128,14 @@ class KeptSqliteStorage(DagsterSqliteStorage):
         self._event_log_storage = _EventLogStorage(self._event_log_storage._base_dir)
 
     @classmethod
+    def config_type(cls) -> Any:
+        """The folder; left out, it is the home, also in a shell that does not name one."""
+        return {"base_dir": Field(StringSource, is_required=False)}
+
+    @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> "KeptSqliteStorage":
         """As Dagster makes it of `dagster.yaml`."""
-        return cls.from_local(inst_data=inst_data, **config_value)
+        return cls.from_local(inst_data=inst_data, **({"base_dir": str(home())} | config_value))
 
 
 def with_kept_connections(ref: InstanceRef, folder: str) -> InstanceRef:

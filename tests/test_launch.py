@@ -147,11 +147,17 @@ def digits(finished: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> La
     return lab
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """`dg launch`, where a user types it."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.run(
-        [DG, "launch", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        [DG, "launch", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
 
 
@@ -179,15 +185,15 @@ def test_dg_launch_computes_partition_ranges_and_single_cells(digits: Lab) -> No
 
 
 def test_dg_launch_without_a_home_is_refused_before_anything_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blank: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DIOPTRA_ASSETS_ENV", "")
     monkeypatch.setenv("DIOPTRA_ASSETS_STORE", str(tmp_path / "store"))
-    done = launch("--assets", "digits/attack_config", "--partition", "fgm_0.3")
+    done = launch("--assets", "tiny/attack_config", "--partition", "weak", folder=blank.folder)
     assert done.returncode != 0
-    assert f"Run `export DAGSTER_HOME={ROOT}` first, or `dioptra-assets materialize digits --asset" in (
+    assert f"Run `export DAGSTER_HOME={ROOT}` first, or `dioptra-assets materialize tiny --asset" in (
         done.stdout + done.stderr
     )
     assert CellStore(str(tmp_path / "store")).cells("") == []
@@ -401,11 +407,11 @@ def test_a_full_disk_under_the_home_is_one_sentence_and_the_same_command_goes_on
     assert lab.materialize().failed == {}
 
 
-def test_runs_led_from_here_name_their_code_location_and_show_no_tag_of_our_own_but_who_launched(finished: Lab) -> None:
-    with finished.instance() as instance:
+def test_runs_led_from_here_name_their_code_location_and_show_no_tag_of_our_own_but_who_launched(looking: Lab) -> None:
+    with looking.instance() as instance:
         run = instance.get_runs(limit=1)[0]
         assert run.remote_job_origin is not None, "Dagster's timeline leaves out runs without one"
-        assert run.remote_job_origin.location_name == f"{finished.module}.definitions"
+        assert run.remote_job_origin.location_name == f"{looking.module}.definitions"
         assert run.remote_job_origin.job_name == run.job_name
         shown = {key for key in run.tags if get_tag_type(key) != TagType.HIDDEN and not key.startswith("dagster/")}
         assert shown <= {USER_TAG}

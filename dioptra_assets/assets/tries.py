@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
 from dioptra_assets.assets.shown import shown
@@ -58,12 +59,16 @@ def try_again_where_the_store_is_away(context: dg.AssetExecutionContext, store: 
 
 
 def refuse_temporary_home(context: dg.AssetExecutionContext, asset: str) -> None:
-    """Without `DAGSTER_HOME`, `dg launch` records a run in a folder that goes with it, and would store its cells here.
+    """Without a home, `dg launch` records a run in a folder that goes with it, and would store its cells here.
+
+    In this project's folder, `dagster.yaml` names the home to it. Elsewhere `DAGSTER_HOME` must.
 
     Raises:
         Failure: naming the setting, and the command that needs none.
     """
-    if Path(context.instance.root_directory).name.startswith(TEMPORARY_HOME):
+    storage = context.instance.get_ref().storage_data
+    embedded = storage is not None and storage.class_name == DagsterSqliteStorage.__name__
+    if embedded and Path(context.instance.root_directory).name.startswith(TEMPORARY_HOME):
         raise dg.Failure(
             f"DAGSTER_HOME is not set, so Dagster keeps the record of this run in a temporary folder: nobody would know"
             f" where the cells came from. Nothing was computed. Run `export DAGSTER_HOME={home.home()}` first, or"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dioptra_assets.assets.cells import DIMENSIONS, asset_key, partitions_of
 from dioptra_assets.assets.gate_bench import gated_families
+from dioptra_assets.assets.shown import shown
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE
 
@@ -113,11 +114,11 @@ def events_of(
 ) -> list[dg.AssetMaterialization]:
     """What Dagster is told of a verdict."""
     key = asset_key(spec, VERDICT)
-    shown: dict[str, Any] = {"verdict": verdict.status}
-    shown |= {"why": verdict.why} if verdict.why else {}
-    shown |= {"sha256 of the model file": verdict.digest} if verdict.digest else {}
+    facts: dict[str, Any] = {"verdict": verdict.status}
+    facts |= {"why": verdict.why} if verdict.why else {}
+    facts |= {"sha256 of the model file": verdict.digest} if verdict.digest else {}
     if verdict.status == "waiting":
-        shown |= {
+        facts |= {
             "next try": dg.MetadataValue.timestamp(float(verdict.next_try or time.time())),
             "failed tries": verdict.tries,
         }
@@ -125,7 +126,7 @@ def events_of(
         key,
         description=verdict.sentence,
         partition=version,
-        metadata={**shown, **metadata},
+        metadata=shown({**facts, **metadata}),
         tags={DATA_VERSION_TAG: verdict.model_dump_json(), "dagster/data_version_is_user_provided": "true"},
     )
     return [materialization]

@@ -1,5 +1,6 @@
 """Dagster's state of an embedded home: its own databases, opened once."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from dagster._core.instance.ref import InstanceRef
 
 from resources import home, sqlite
+from tests.conftest import ROOT
 
 KEY = dg.AssetKey("made_up")
 
@@ -90,3 +92,18 @@ def test_the_projects_settings_open_it_the_same_way(folder: Path) -> None:
     with dg.DagsterInstance.get() as instance:  # as the web server and the daemon do, with DAGSTER_HOME set
         assert type(instance.event_log_storage).__module__ == sqlite.__name__
         assert partitions(instance) == {"here"}
+
+
+def test_dagster_records_in_the_home_whatever_the_shell_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("DIOPTRA_ASSETS_ENV", "")
+    monkeypatch.setattr(home, "project_root", lambda: tmp_path / "checkout")
+    (tmp_path / "checkout").mkdir()
+    shutil.copy(ROOT / "dagster.yaml", tmp_path / "checkout")
+    # As `dg launch` and `dg check defs` open one in the folder of a checkout.
+    temporary = InstanceRef.from_dir(str(tmp_path / "temporary"), config_dir=str(ROOT))
+    with dg.DagsterInstance.from_ref(temporary) as instance:
+        report(instance, "made")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "checkout"))
+    with home.instance() as instance:
+        assert partitions(instance) == {"made"}
