@@ -104,12 +104,12 @@ def test_another_checkout_with_an_edited_file_computes_nothing_until_it_claims(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert config_of(blank).success
-    before = blank.bytes()
+    before, owner = blank.bytes(), claim_of(blank.store, "tiny")
     other = second(EDITED)
     refused = config_of(other)
     assert not refused.success
     assert any("ClaimedError: experiment 'tiny'" in str(event.event_specific_data) for event in refused.all_events)
-    assert blank.bytes() == before
+    assert (blank.bytes(), claim_of(blank.store, "tiny")) == (before, owner)
     assert config_of(blank).success
 
     package = other.folder / other.module
