@@ -157,13 +157,14 @@ def _act(action: Callable[..., Any], folder: Path, kill: Kill | None, *arguments
     sender.close()
     try:
         result = receiver.recv() if receiver.poll(240) else TimeoutError(f"{action.__name__} waited for ever")
-    except EOFError:
+    except EOFError:  # it ended without an answer
+        process.join()
+        if not kill or process.exitcode != -kill.signal:
+            raise RuntimeError(f"{action.__name__} ended with {process.exitcode}, and nobody told it to") from None
         result = EndedError()
     if isinstance(result, TimeoutError):
         process.kill()
     process.join()
-    if isinstance(result, EndedError) and not (kill and process.exitcode == -kill.signal):
-        raise RuntimeError(f"{action.__name__} ended with {process.exitcode}, and nobody told it to")
     if isinstance(result, BaseException):
         raise result
     return result

@@ -94,7 +94,7 @@ def test_what_is_made_from_a_failed_cell_is_skipped_and_made_up_for_by_the_next_
     ]
     defs = dg.Definitions(assets=assets, resources=resource_definitions())
     failed = {f"tiny/{path}" for path in broken}
-    with dg.DagsterInstance.ephemeral() as instance:
+    with blank.instance() as instance:
         first = materialize_experiment(defs, "tiny", instance=instance, store=blank.store)
         broken.clear()
         second = materialize_experiment(defs, "tiny", instance=instance, store=blank.store)

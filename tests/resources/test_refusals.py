@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
-from dagster_shared.serdes import serialize_value
+from dagster._serdes import serialize_value
 
 from dioptra_assets.assets.pictures import as_text, markdown_table
 from dioptra_assets.assets.tries import try_again_where_the_store_is_away
