@@ -120,7 +120,7 @@ def test_a_job_that_leads_runs_is_no_work_for_the_workers_it_waits_for(
 ) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
     defs = looking.defs()
-    for name in ("entry_point", "registered_model", "nightly"):
+    for name in ("entry_point", "nightly"):
         assert defs.resolve_job_def(name).executor_def.name == "in_process"
     assert defs.resolve_implicit_global_asset_job_def().executor_def.name == "celery"
 

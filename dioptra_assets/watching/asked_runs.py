@@ -61,7 +61,7 @@ class AskedRuns:
             kinds[kind] = kinds.get(kind, 0) + 1
         return busy, kinds
 
-    def failed_since(self, moment: int) -> list[FailedRun]:
+    def failed_since(self, moment: float) -> list[FailedRun]:
         """Runs that have ended badly since a moment (s since 1970), and why; the newest first."""
         wanted = dg.RunsFilter(
             tags={WATCH_TAG: self.branch.name},
@@ -75,19 +75,20 @@ class AskedRuns:
             found.append((record, reasons_in([one.dagster_event for one in entries if one.dagster_event])))
         return found
 
-    def failure_of(self, version: str, since: int, failed: Sequence[FailedRun]) -> tuple[str, str] | None:
-        """Id of the last run that failed at a version after a moment, and why; None where none did.
+    def failure_of(self, version: str, since: float, failed: Sequence[FailedRun]) -> tuple[str, str, float] | None:
+        """Id of the last run that failed at a version after a moment, why, and when; None where none did.
 
         A run that failed at other versions alone has not failed at this one.
         """
         for record, reasons in failed:
             run = record.dagster_run
-            if (record.end_time or 0) < since or version not in self._covered(run):
+            ended = record.end_time or 0.0
+            if ended <= since or version not in self._covered(run):
                 continue
             own = [reason for path, reason in reasons.items() if version in path.split("/")]
             if own or not any(reasons):
                 said = "; ".join(dict.fromkeys(own or reasons.values()))
-                return run.run_id, said or f"run {run.run_id[:8]} ended {run.status.value.lower()}"
+                return run.run_id, said or f"run {run.run_id[:8]} ended {run.status.value.lower()}", ended
         return None
 
     def refusal(self, run_id: str, version: str) -> str:

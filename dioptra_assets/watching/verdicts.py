@@ -56,7 +56,7 @@ class Verdict(BaseModel):
     inputs: str = ""
     tries: int = 0
     next_try: int = 0
-    at: int = 0
+    at: float = 0.0
 
     @property
     def id(self) -> str:

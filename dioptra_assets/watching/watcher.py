@@ -204,13 +204,14 @@ class Watcher:
                     waiting.append(key)
                 continue
             if (failure := self.runs.failure_of(key, before.at, failed)) is not None:
-                run_id, reason = failure
+                run_id, reason, ended = failure
                 if refused := shortened(self.runs.refusal(run_id, key)):
                     found = self._verdict("not judged", version, why=refused, inputs=rests_on)
                     self._conclude(seen, key, found)
                     continue
                 tries = before.tries + 1
                 facts = {"tries": tries, "next_try": int(self.now + pause(tries)), "why": shortened(reason)}
+                facts["at"] = max(self.now, ended)  # this run has been looked at
                 before = self._verdict("waiting", version, digest=before.digest, inputs=before.inputs, **facts)
                 self._report(seen, key, before, {"failed run": dg.MetadataValue.dagster_run(run_id)})
             if before.next_try <= self.now:
@@ -240,8 +241,7 @@ class Watcher:
         self._report(seen, key, found, shown)
 
     def _verdict(self, status: Any, version: "ModelVersion", **facts: Any) -> Verdict:
-        # A run that ended within this second has been looked at.
-        return Verdict(status=status, registered=version.creation_timestamp, at=int(self.now) + 1, **facts)
+        return Verdict(**{"status": status, "registered": version.creation_timestamp, "at": self.now, **facts})
 
     def _report(self, seen: Seen, key: str, verdict: Verdict, metadata: dict[str, Any] | None = None) -> None:
         name, _, number = key.rpartition(SEPARATOR)
