@@ -63,13 +63,13 @@ services-restart: setup  ## Stop them and start them again.
 	$(BIN)/python -m services restart
 
 test-quick: setup  ## Within a minute on two cores: what needs no training, no Dagster run, no server and no browser.
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "quick and not heavy and not slow" $$(grep -rl --include='test_*.py' 'pytest.mark.quick' tests)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "quick and not heavy and not slow" $$(grep -rl --include='test_*.py' 'pytest.mark.quick' tests)
 
 test: setup  ## The fast tests, within ten minutes on two cores.
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: setup  ## Every test, slow proofs too.
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -97,7 +97,7 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
         DamagedCellError: when a stored table is not what was written.
     """
     from dioptra_assets.definitions import defs, experiment_spec
-    from dioptra_assets.verdicts import verdicts
+    from dioptra_assets.gate_verdicts import verdicts
 
     spec = experiment_spec(experiment)
     with home.instance() as instance, warnings.catch_warnings():

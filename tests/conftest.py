@@ -24,6 +24,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.defs_state.base import _current_storage
 from filelock import FileLock
 
 from dioptra_assets.launch import Launched, materialize_experiment
@@ -258,9 +259,17 @@ suppress_warnings = ["project_and_activated_venv_mismatch"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """While one process makes the experiment that files share, others have files that do without."""
+    """Long files first, so that no process ends with one; those that share an experiment after one that makes it."""
     sharing = [item.path for item in items if "finished" in getattr(item, "fixturenames", ())]
-    items.sort(key=lambda item: item.path in sharing and item.path != sharing[0])
+    long = {item.path for item in items if item.get_closest_marker("quick") is None}
+    items.sort(key=lambda item: (item.path not in long, item.path in sharing and item.path != sharing[0]))
+
+
+@pytest.fixture(autouse=True)
+def no_instance_of_before() -> Iterator[None]:
+    """Dagster may keep the storage of an instance that is closed as the current one of the process."""
+    yield
+    _current_storage.set(None)
 
 
 @pytest.hookimpl(wrapper=True)

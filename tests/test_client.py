@@ -1,5 +1,6 @@
 """Loading in Python: by key and dimensions, from anywhere, and a sentence where there is nothing to load."""
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -134,6 +135,11 @@ def test_what_was_launched_is_told_in_counts_and_reasons() -> None:
 def test_completion_offers_what_the_package_has() -> None:
     assert {"load", "cells", "metrics", "show"} <= set(dir(da)) and "Any" not in dir(da)
     assert all(hasattr(da, name) for name in dir(da))
+
+
+def test_no_room_of_the_package_has_the_name_of_what_it_offers() -> None:
+    rooms = {module.name for module in pkgutil.iter_modules(da.__path__)}
+    assert not rooms & set(da.__all__), "once it is imported, the module would be what da.NAME gives"
 
 
 def test_metrics_are_told_in_the_columns_that_are_read_first(blank: Lab) -> None:
