@@ -23,8 +23,8 @@ import yaml
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._core.storage.defs_state.base import _current_storage
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from filelock import FileLock
 
 from dioptra_assets.launch import Launched, materialize_experiment

@@ -93,7 +93,8 @@ def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> N
     from dagster_k8s.job import get_user_defined_k8s_config
     from dagster_ray.configs import RayExecutionConfig
 
-    steps = [asset.op for asset in experiment_assets(parse_experiment("tiny", dict(EXPERIMENT)))]
+    assets = experiment_assets(parse_experiment("tiny", dict(EXPERIMENT)))
+    steps = [asset.op for asset in assets if isinstance(asset, dg.AssetsDefinition)]
     with_gpu = [step for step in steps if step.pool == "gpu"]
     assert {"tiny__model", "tiny__adversarial_set", "tiny__evasion_examples"} <= {step.name for step in with_gpu}
     for step in with_gpu:

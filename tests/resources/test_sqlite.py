@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from sqlite3 import dbapi2
 from typing import Any
 
 import dagster as dg
@@ -26,13 +27,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The databases that were opened, once an opening."""
     databases: list[str] = []
-    connect = sqlite3.dbapi2.connect
+    connect = dbapi2.connect
 
     def counted(database: str, *arguments: Any, **options: Any) -> sqlite3.Connection:
         databases.append(Path(database).name)
         return connect(database, *arguments, **options)
 
-    monkeypatch.setattr(sqlite3.dbapi2, "connect", counted)
+    monkeypatch.setattr(dbapi2, "connect", counted)
     yield databases
 
 
