@@ -107,8 +107,8 @@ ARROWS = {
     "entry_points": BELOW_ASSETS,
     "jobs": {"assets", "entry_points", "launch", *BELOW_ASSETS},
     "submit": {"definitions", "entry_points", "jobs", "launch", "leftovers", "origin", *BELOW_ASSETS},
-    "verdicts": {"assets", "staleness", *BELOW_ASSETS},
-    "client": {"assets", "broken", "definitions", "launch", "records", "submit", "verdicts", *BELOW_ASSETS},
+    "gate_verdicts": {"assets", "staleness", *BELOW_ASSETS},
+    "client": {"assets", "broken", "definitions", "launch", "records", "submit", "gate_verdicts", *BELOW_ASSETS},
     "cli": {
         "package",
         "assets",

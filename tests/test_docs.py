@@ -66,7 +66,9 @@ def imported(folder: str) -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.partition(".")[0])
-    return names - sys.stdlib_module_names - {path.name for path in ROOT.iterdir()}
+    # A home in the checkout has a folder `mlflow`, which is no package.
+    own = {path.name for path in ROOT.iterdir() if any(path.glob("*.py"))}
+    return names - sys.stdlib_module_names - own
 
 
 def normal(name: str) -> str:
