@@ -1,5 +1,6 @@
 """What a benchmark does on each of the two engines of Keras: the bare gradient, and a Madry step, compiled."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +14,20 @@ Work = Callable[[], None]
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-class Backend:
+class Backend(ABC):
     """What both have in common: a function is compiled, batches are put on the device, and a result is waited for."""
 
+    @abstractmethod
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, compiled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, *arrays: np.ndarray) -> tuple[Any, ...]:
         """The arrays on the device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wait(self, result: Any) -> None:
         """Until the device has computed it."""
-        raise NotImplementedError
 
     def gradients(self, model: Any, images: np.ndarray, labels: np.ndarray, batches: int) -> Work:
         """As many gradients, each of one batch that is on the device."""

@@ -71,7 +71,11 @@ def _synchronous(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-class _RunStorage(SqliteRunStorage):
+class _OneDatabase:
+    """How a storage that is one database connects."""
+
+    _conn_string: str
+
     @contextmanager
     def connect(self) -> Iterator[Connection]:
         with _kept(self).engine(self._conn_string).begin() as connection:
@@ -81,14 +85,12 @@ class _RunStorage(SqliteRunStorage):
         _kept(self).close()
 
 
-class _ScheduleStorage(SqliteScheduleStorage):
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        with _kept(self).engine(self._conn_string).begin() as connection:
-            yield connection
+class _RunStorage(_OneDatabase, SqliteRunStorage):
+    pass
 
-    def dispose(self) -> None:
-        _kept(self).close()
+
+class _ScheduleStorage(_OneDatabase, SqliteScheduleStorage):
+    pass
 
 
 class _EventLogStorage(SqliteEventLogStorage):

@@ -237,11 +237,8 @@ def _unpacked(path: Path) -> Iterator[Path]:
 @contextmanager
 def _weights_file(path: Path) -> Iterator[Path]:
     """The HDF5 file with the weights of `path`, taken out of an archive for the time being."""
-    if path.suffix != ".keras":
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
-        yield Path(archive.extract("model.weights.h5", folder))
+    with _unpacked(path) as unpacked:
+        yield unpacked / "model.weights.h5" if unpacked.is_dir() else unpacked
 
 
 def _first_lines(error: Exception) -> str:
