@@ -177,7 +177,9 @@ def claim(experiment: Experiment) -> None:
         _complain(error)
         raise typer.Exit(2) from error
     store = CellStore(home.store_url())
-    before = claims.claim_of(store, experiment)
+    before = None
+    with suppress(claims.ClaimedError):  # a file that cannot be read any more is what this command mends
+        before = claims.claim_of(store, experiment)
     claims.claim(store, experiment, spec.folder, spec.digest)
     of_others = f", and was that of {before.owner} ({before.user} on {before.host})" if before else ""
     _say(f"{experiment} in {store.url} belongs to {claims.own_claim(store, spec.folder, '').owner}{of_others}")

@@ -45,12 +45,14 @@ class Verified:
         versions: how many versions were looked at, superseded ones too.
         size: bytes that were read.
         faults: a sentence for each cell or version that is not what was written.
+        damaged: folders of the cells that are served and are not what was written.
     """
 
     cells: int = 0
     versions: int = 0
     size: int = 0
     faults: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def verify_store(store: CellStore, prefix: str = "") -> Verified:
@@ -67,7 +69,10 @@ def verify_store(store: CellStore, prefix: str = "") -> Verified:
             served.add((folder, stored.version))
             found.cells += 1
             found.size += sum(record.size for record in stored.manifest.files.values())
-        except (DamagedCellError, StoreError) as error:
+        except DamagedCellError as error:
+            found.faults.append(str(error))
+            found.damaged.append(folder)
+        except StoreError as error:
             found.faults.append(str(error))
     for folder, names in versions.items():
         for version, whole in names.items():
@@ -75,6 +80,12 @@ def verify_store(store: CellStore, prefix: str = "") -> Verified:
             if whole and (folder, version) not in served and folder in {one for one, _ in served}:
                 found.faults += _superseded_faults(store, folder, version, found)
     return found
+
+
+def withdraw(store: CellStore, found: Verified) -> None:
+    """Serve what is damaged no more: `materialize` computes it again. Its files stay until a later version is there."""
+    for folder in found.damaged:
+        store.forget(Cell(folder))
 
 
 def _listed(store: CellStore, prefix: str) -> tuple[set[str], dict[str, dict[str, bool]]]:

@@ -1,14 +1,18 @@
 """The commands that keep house: `clean`, `verify`, `export`, `import`, `backup`."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from resources import home
+
+if TYPE_CHECKING:
+    from resources.cells import CellStore
 
 console = Console()
 errors = Console(stderr=True)
@@ -26,15 +30,30 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     experiment: Annotated[str, typer.Argument(help="Name of an experiment; all where it is left out.")] = "",
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Serve damaged cells no more: `materialize` computes them again.")
+    ] = False,
 ) -> None:
     """Read every byte of the store and compare it with the manifests; ends with 1 where anything is not as written."""
-    from dioptra_assets.housekeeping import verify_store
+    from dioptra_assets import housekeeping
     from resources.cells import CellStore
 
-    found = verify_store(CellStore(home.store_url()), experiment)
+    store = CellStore(home.store_url())
+    found = housekeeping.verify_store(store, experiment)
+    if experiment and not (found.cells or found.faults):
+        there = ", ".join(sorted({path.partition("/")[0] for path in store.sizes_below("") if "/versions/" in path}))
+        _complain(f"nothing of {experiment!r} is stored, available: {there or 'nothing'}")
+        raise typer.Exit(2)
     for fault in found.faults:
         _complain(fault)
     _say(f"{found.cells} cells in {found.versions} versions, {found.size:,} bytes read, {len(found.faults)} faults")
+    if withdraw and found.damaged:
+        from dioptra_assets.definitions import defs
+
+        declared = {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()}
+        _refuse_others(store, {folder.partition("/")[0] for folder in found.damaged} & declared)
+        housekeeping.withdraw(store, found)
+        _say(f"{len(found.damaged)} damaged cells are served no more: `dioptra-assets materialize` computes them again")
     if found.faults:
         raise typer.Exit(1)
 
@@ -83,10 +102,9 @@ def clean(
     from dagster._core.instance.ref import InstanceRef
 
     from dioptra_assets import housekeeping
-    from dioptra_assets.definitions import defs, experiment_spec
+    from dioptra_assets.definitions import defs
     from dioptra_assets.launch import UnknownExperimentError
     from resources.cells import CellStore
-    from resources.claims import refuse_others
     from resources.tracking import Tracking, TrackingUnavailable
 
     store = CellStore(home.store_url())
@@ -113,13 +131,13 @@ def clean(
             f" {found.size:,} bytes; {len(found.mlflow_runs)} MLflow runs without a cell; {len(found.dagster_runs)}"
             f" failed runs older than {days} days"
         )
+        if yes:
+            _refuse_others(store, {asset.partition("/")[0] for asset in declared})
+        if not any((found.cells, found.versions, found.mlflow_runs, found.dagster_runs)):
+            return
         if not yes:
             _say("nothing was removed: `--yes` removes it")
             return
-        for name in sorted({asset.partition("/")[0] for asset in declared}):
-            with suppress(UnknownExperimentError):
-                spec = experiment_spec(name)
-                refuse_others(store, name, spec.folder, spec.digest)
         housekeeping.remove_rubbish(store, found)
         for run in found.mlflow_runs:
             assert client is not None
@@ -145,6 +163,18 @@ def backup_home(
         _complain(error)
         raise typer.Exit(2) from error
     _say(f"{target}: {cells} cells, and the databases of Dagster and MLflow; DAGSTER_HOME={target} looks into it")
+
+
+def _refuse_others(store: "CellStore", experiments: Collection[str]) -> None:
+    """Refuse to remove anything of an experiment that another checkout declares otherwise, see `resources.claims`."""
+    from dioptra_assets.definitions import experiment_spec
+    from dioptra_assets.launch import UnknownExperimentError
+    from resources.claims import refuse_others
+
+    for name in sorted(experiments):
+        with suppress(UnknownExperimentError):  # one whose cells come as jobs ask for them
+            spec = experiment_spec(name)
+            refuse_others(store, name, spec.folder, spec.digest)
 
 
 def _say(what: str) -> None:

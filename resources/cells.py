@@ -161,7 +161,7 @@ class StoredCell:
         content = self.store.get(f"{self.prefix}/{name}")
         record = self.manifest.files.get(name)
         if content is None or record is None or len(content) != record.size or sha256(content) != record.sha256:
-            raise DamagedCellError(_damage(self.cell, f"{self.prefix}/{name}", "was altered or lost"))
+            raise DamagedCellError(damage(self.cell, f"{self.prefix}/{name}", "was altered or lost"))
         return content
 
     def verify(self) -> None:
@@ -196,7 +196,7 @@ class StoredCell:
         for name, record in self.manifest.files.items():
             if sizes.get(name) != record.size:
                 found = f"has {sizes[name]:,} bytes of {record.size:,}" if name in sizes else "is missing"
-                raise DamagedCellError(_damage(self.cell, f"{self.prefix}/{name}", found))
+                raise DamagedCellError(damage(self.cell, f"{self.prefix}/{name}", found))
 
 
 class CellWriter:
@@ -474,14 +474,14 @@ class CellStore:
         try:
             pointer = Pointer.model_validate_json(content)
         except ValidationError as error:
-            raise DamagedCellError(_damage(folder, path, "is not a pointer to a version")) from error
+            raise DamagedCellError(damage(folder, path, "is not a pointer to a version")) from error
         named_by, path = path, f"{folder}/versions/{pointer.version}/{MANIFEST}"
         content = self.get(path)
         if content is None:
-            raise DamagedCellError(_damage(folder, path, f"is lost, or {named_by}, which leads to it, was altered"))
+            raise DamagedCellError(damage(folder, path, f"is lost, or {named_by}, which leads to it, was altered"))
         if sha256(content) != pointer.manifest_sha256:
             what = f"has not the digest that {named_by} holds of it: one of the two was altered"
-            raise DamagedCellError(_damage(folder, path, what))
+            raise DamagedCellError(damage(folder, path, what))
         try:
             written = _Format.model_validate_json(content).format
             if written != FORMAT:
@@ -492,9 +492,9 @@ class CellStore:
                 )
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
-            raise DamagedCellError(_damage(folder, path, "is no manifest")) from error
+            raise DamagedCellError(damage(folder, path, "is no manifest")) from error
         if (owner := Cell(manifest.asset, manifest.partition).path) != folder:
-            raise DamagedCellError(_damage(folder, path, f"belongs to {owner}"))
+            raise DamagedCellError(damage(folder, path, f"belongs to {owner}"))
         return pointer.version, manifest
 
     def remove_version(self, cell: Cell, version: str) -> None:
@@ -588,5 +588,10 @@ def _lost_pointer(folder: str) -> str:
     )
 
 
-def _damage(cell: Cell | str, path: str, what: str) -> str:
-    return f"{cell} is damaged: {path} {what}; materialize the cell again, or restore the file"
+def damage(cell: Cell | str, path: str, what: str) -> str:
+    """The sentence about a file that is not what was written: whose it is, what is wrong, what to do."""
+    experiment = str(cell).partition("/")[0]
+    return (
+        f"{cell} is damaged: {path} {what}; restore the file, or have the cell computed again: `dioptra-assets verify"
+        f" {experiment} --withdraw`, then `dioptra-assets materialize {experiment}`"
+    )

@@ -5,12 +5,12 @@ may go on where its file says the same (a second clone, a build machine); where 
 an edit is taken from the folder that the experiment belongs to, and from no other unasked.
 """
 
-import json
 import os
 import socket
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resources.cells import CellStore
 from resources.home import read_env_file
@@ -24,8 +24,7 @@ class ClaimedError(RuntimeError):
     """The experiment of that name in the store is another checkout's, and is declared otherwise there."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(BaseModel):
     """Who an experiment belongs to.
 
     Attributes:
@@ -37,6 +36,7 @@ class Claim:
         since: when, UTC.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     owner: str
     digest: str
     user: str = ""
@@ -48,7 +48,8 @@ def own_claim(store: CellStore, folder: str, digest: str) -> Claim:
     """What this process would write."""
     read_env_file()
     owner = os.environ.get(OWNER_VARIABLE) or _place(store, Path(folder))
-    return Claim(owner, digest, user_name(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return Claim(owner=owner, digest=digest, user=user_name(), host=socket.gethostname(), since=since)
 
 
 def _place(store: CellStore, folder: Path) -> str:
@@ -89,14 +90,26 @@ def refuse_others(store: CellStore, experiment: str, folder: str, digest: str) -
 
 
 def claim_of(store: CellStore, experiment: str) -> Claim | None:
-    """Who an experiment belongs to, None where nobody has computed it."""
+    """Who an experiment belongs to, None where nobody has computed it.
+
+    Raises:
+        ClaimedError: when the file that says so cannot be read any more.
+    """
     content = store.get(_path(experiment))
-    return Claim(**json.loads(content)) if content else None
+    if content is None:
+        return None
+    try:
+        return Claim.model_validate_json(content)
+    except ValidationError as error:
+        raise ClaimedError(
+            f"{store.url}/{_path(experiment)}, which says whose experiment {experiment!r} is, was altered or cut off:"
+            f" `dioptra-assets claim {experiment}` makes it yours, if it is"
+        ) from error
 
 
 def claim(store: CellStore, experiment: str, folder: str, digest: str) -> None:
     """Make an experiment that of this checkout, whoever's it was."""
-    store.put(_path(experiment), json.dumps(asdict(own_claim(store, folder, digest))).encode())
+    store.put(_path(experiment), own_claim(store, folder, digest).model_dump_json().encode())
 
 
 def _path(experiment: str) -> str:

@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore, ObjectStore
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_index
-from resources.cells import Cell, CellStore, DamagedCellError, StoredCell, StoreError
+from resources.cells import Cell, CellStore, DamagedCellError, StoredCell, StoreError, damage
 from resources.tables import from_parquet, packed
 
 KIND = "image_set"
@@ -106,8 +106,8 @@ class StoredPixels:
         objects = stored.store.open_prefix(f"{stored.prefix}/{PIXELS}")
         self._array = zarr.open_array(store=ObjectStore(objects, read_only=True), mode="r", zarr_format=3)
         if self._array.shape != self.shape or self._array.dtype != np.float32:
-            found = f"{PIXELS} holds {self._array.dtype} of shape {self._array.shape}, not float32 of {self.shape}"
-            raise DamagedCellError(f"{stored.cell} is damaged: {found}; materialize the cell again")
+            found = f"holds {self._array.dtype} of shape {self._array.shape}, not float32 of {self.shape}"
+            raise DamagedCellError(damage(stored.cell, f"{stored.prefix}/{PIXELS}", found))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         try:

@@ -61,6 +61,18 @@ def test_it_is_taken_over_when_told_so_and_a_name_is_shared_by_many_folders(
     assert claim_of(store, "digits").owner == "build"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"owner": "/a"}', '{"owner": "/a", "digest": "one", "more": 1}'])
+def test_a_claim_that_cannot_be_read_is_one_sentence_and_is_claimed_anew(store: CellStore, content: str) -> None:
+    keep_to_claim(store, "digits", "/a/digits", "one")
+    store.put("owners of experiments/digits.json", content.encode())
+    with pytest.raises(ClaimedError) as raised:
+        keep_to_claim(store, "digits", "/a/digits", "one")
+    said = str(raised.value)
+    assert "owners of experiments/digits.json" in said and "`dioptra-assets claim digits`" in said and "\n" not in said
+    claim(store, "digits", "/a/digits", "one")
+    keep_to_claim(store, "digits", "/a/digits", "one")
+
+
 def test_looking_writes_nothing(store: CellStore) -> None:
     refuse_others(store, "digits", "/a/digits", "one")
     assert claim_of(store, "digits") is None
@@ -126,6 +138,11 @@ def test_another_checkout_with_an_edited_file_computes_nothing_until_it_claims(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("experiment 'tiny' in ")
     assert call("clean", "tiny", "--yes") == 1
+    blank.store.put("owners of experiments/tiny.json", b"{")
+    assert call("materialize", "tiny") == 1
+    assert "was altered or cut off" in capsys.readouterr().err
+    assert call("claim", "tiny") == 0
+    assert f"belongs to {package.resolve()}/defs/tiny\n" in capsys.readouterr().out
     assert call("claim", "tiny") == 0
     assert f"belongs to {package.resolve()}/defs/tiny, and was that of" in capsys.readouterr().out
     assert config_of(other).success

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from dioptra_assets import archive, cli, housekeeping
 from dioptra_assets.archive import ArchiveError, export_experiment, import_experiment
+from dioptra_assets.launch import Launched, materialize_experiment
 from dioptra_assets.robustness.image_set import ImageSet
 from resources import cells
 from resources.cells import Cell, CellStore, sha256
 from resources.documents import read_config, write_config
 from resources.image_store import read_image_set, write_image_set
 from resources.tables import read_table, write_table
+from tests.conftest import Lab
 
 FROZEN = Path(__file__).parent / "resources" / "format_1"
 CONFIG = Cell("digits/attack_config", {"attack": "fgm@eps=0.3"})
@@ -69,6 +71,36 @@ def test_verify_reads_every_byte_and_names_what_is_not_as_written(store: CellSto
     assert code == 1 and "2 faults" in said
     assert f"{TABLE.path} is damaged: {store.open(TABLE).prefix}/table.parquet was altered" in said
     assert f"{CONFIG.path} is lost" in said
+
+
+def test_an_experiment_of_which_nothing_is_stored_is_not_called_whole(store: CellStore) -> None:
+    code, said = run("verify", "digit")
+    assert code == 2 and "nothing of 'digit' is stored, available: digits" in said
+
+
+def test_what_is_damaged_is_computed_again_once_it_is_withdrawn(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped byte changes no size: until somebody reads it the cell looks as fresh as before."""
+    monkeypatch.setenv("DAGSTER_HOME", str(blank.home))
+    monkeypatch.setenv("DIOPTRA_ASSETS_STORE", blank.store.url)
+
+    def launch() -> Launched:
+        with blank.instance() as instance:
+            return materialize_experiment(
+                blank.defs(), "tiny", instance=instance, store=blank.store, assets=["attack_config"]
+            )
+
+    made = launch().computed
+    stored = blank.store.open(made[0])
+    path = Path(blank.store.url, stored.prefix, "config.json")
+    path.write_bytes(path.read_bytes().replace(b"}", b" "))
+    assert launch().computed == []
+    code, said = run("verify", "tiny")
+    assert code == 1 and "`dioptra-assets verify tiny --withdraw`, then `dioptra-assets materialize tiny`" in said
+    assert run("verify", "tiny", "--withdraw")[0] == 1
+    assert launch().computed == [made[0]]
+    assert blank.store.open(made[0]).manifest.data_version == stored.manifest.data_version
+    assert run("verify", "tiny")[0] == 1, "the damaged version is there, and no longer served"
+    assert blank.store.open(made[0]).verify() is None
 
 
 def test_verify_looks_at_superseded_versions_and_passes_over_unfinished_ones(store: CellStore) -> None:

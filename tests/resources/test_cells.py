@@ -423,7 +423,7 @@ def test_a_truncated_file_says_how_many_bytes_there_are(store: CellStore):
     path = files_of(store)["b.bin"]
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:7])
-    with pytest.raises(DamagedCellError, match=rf"folder/b\.bin has 7 bytes of {size}; materialize the cell again"):
+    with pytest.raises(DamagedCellError, match=rf"folder/b\.bin has 7 bytes of {size}; restore the file, or have"):
         store.open(CELL)
 
 
