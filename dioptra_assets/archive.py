@@ -3,6 +3,8 @@
 An archive is a plain tar of regular files with numbers for names. The first, `index.json`, says what each of the
 others is: where it belongs in a store, its size and its SHA-256. So nothing in an archive names a place on the disk,
 and what a tar can hold beside regular files (links, devices, sparse files, headers for long names) is refused.
+
+Why: docs/decisions/0029-archives-name-no-place.md
 """
 
 import hashlib

@@ -1,4 +1,7 @@
-"""The verdicts of an experiment as a whole: every gate on every model, judged on numbers that are what is asked for."""
+"""The verdicts of an experiment as a whole: every gate on every model, judged on numbers that are what is asked for.
+
+Why: docs/decisions/0017-gates-are-sentences.md
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -2,6 +2,8 @@
 
 Dagster's daemon tidies up after the runs that it has launched. Here a process leads its runs itself, and there may be
 no daemon; without this, the next launch would wait for a place that nobody gives back.
+
+Why: docs/decisions/0023-materialize-leads-its-runs.md
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Reading the experiments of a project: a mistake in one is shown in its place, and the others load."""
+"""Reading the experiments of a project: a mistake in one is shown in its place, and the others load.
+
+Why: docs/decisions/0036-a-mistake-is-one-experiments.md
+"""
 
 import importlib
 import logging

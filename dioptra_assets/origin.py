@@ -1,4 +1,7 @@
-"""Whose runs those are that a process leads itself: Dagster's timeline shows none that name no code location."""
+"""Whose runs those are that a process leads itself: Dagster's timeline shows none that name no code location.
+
+Why: docs/decisions/0038-runs-name-the-code-location.md
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

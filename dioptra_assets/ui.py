@@ -9,6 +9,8 @@ and from the environment
 | `DIOPTRA_ASSETS_UI_TOKEN` | who holds it may launch; all others look | none: everyone on this machine may |
 | `DIOPTRA_ASSETS_UI_VIEWERS` | `nobody`: without the token there is nothing to see | `everybody` |
 | `DIOPTRA_ASSETS_UI_HOSTS` | names it is reached by beside this machine's: `name:port,https://name` | none |
+
+Why: docs/decisions/0026-the-ui-is-guarded.md
 """
 
 import os

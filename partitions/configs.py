@@ -2,6 +2,9 @@
 
 An entry is a name and its parameters. A list where a parameter takes one value is a sweep: one config for each value,
 with the value in the key (`fgm` with `eps: [0.1, 0.3]` gives `fgm_0.1` and `fgm_0.3`).
+
+Why: docs/decisions/0006-typed-closed-configs.md
+Why: docs/decisions/0028-coded-by-names.md
 """
 
 import hashlib

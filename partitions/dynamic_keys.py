@@ -14,6 +14,8 @@ A text is read by the type of its field: `2` is a number in one and a name in an
 A config that does not fit a key, because it is too long or holds what no key takes (a path, a dictionary), has the
 short key `fgm@config=DIGEST`. The digest is that of the whole config, which is kept beside the cells: see
 :func:`config_digest`. What is kept under another digest is refused, so a short key never means another config.
+
+Why: docs/decisions/0015-a-dynamic-key-carries-its-config.md
 """
 
 import hashlib

@@ -3,6 +3,8 @@
 Celery hands a task out once and forgets it: when the machine it went to dies, whoever asked waits for ever. Here a task
 that was begun, and that no worker knows of any more, ends as lost; the run fails and Dagster retries it. A broker that
 is away for a moment is waited for: the worker goes on with its step meanwhile, and the broker keeps its answer.
+
+Why: docs/decisions/0022-a-dead-worker-is-noticed.md
 """
 
 import time

@@ -6,6 +6,8 @@
 A version is never changed once CURRENT names it. A reader follows CURRENT, checks the manifest against the digest that
 CURRENT holds, and every file against the manifest: a lost, truncated or altered file is an error that names it, and a
 write that was cut off anywhere leaves the old version served. The same code runs on a folder and on S3.
+
+Why: docs/decisions/0004-the-store.md
 """
 
 import contextlib

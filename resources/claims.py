@@ -3,6 +3,8 @@
 The store remembers the folder that an experiment was first computed from, and what its file said last. Another folder
 may go on where its file says the same (a second clone, a build machine); where it says something else it is refused. So
 an edit is taken from the folder that the experiment belongs to, and from no other unasked.
+
+Why: docs/decisions/0037-an-experiment-belongs-to-a-folder.md
 """
 
 import os

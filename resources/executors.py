@@ -11,6 +11,8 @@
 The broker of Celery is by default `redis://127.0.0.1:6379/0`. `DIOPTRA_ASSETS_GPUS_PER_CELL` is what a step that trains
 or attacks asks of its cluster (default 1; 0 where there are none), `DIOPTRA_ASSETS_CELLS_PER_RUN` how many cells of a
 backfill one run takes: by default all of them in one process or with one GPU, else 10, so that a backfill spreads.
+
+Why: docs/decisions/0021-executors-by-one-setting.md
 """
 
 import json

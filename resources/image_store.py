@@ -2,6 +2,8 @@
 
 Pixels are stored without loss, in chunks of about a megabyte with a checksum each, packed in shards of about 64 MB, so
 that writing and reading cost memory for one shard and not for the set. Nothing stored is code.
+
+Why: docs/decisions/0005-image-sets-are-zarr.md
 """
 
 import hashlib

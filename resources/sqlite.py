@@ -3,6 +3,8 @@
 Dagster opens a database anew for each question, and SQLite does the most when the last connection to one is closed: it
 moves what was written from the log into the database, and deletes the log. Here a connection is used again. The tables,
 the files and all that is asked of them are Dagster's own.
+
+Why: docs/decisions/0034-sqlite-stays-open.md
 """
 
 import json

@@ -3,6 +3,8 @@
 Everything goes through `MlflowClient`: MLflow's global active run belongs to whoever uses MLflow in the same process
 and is never read or changed, and MLflow loads no artefact, so nothing that a registry holds is ever executed. A server
 that is down costs seconds: :class:`TrackingUnavailable` is raised, and what to do then is the caller's choice.
+
+Why: docs/decisions/0010-mlflow-through-its-client.md
 """
 
 import os

@@ -2,6 +2,8 @@
 
 To import Dagster, MLflow and TensorFlow takes longer than most runs do. The daemon keeps one process that has imported
 them, and nothing of this project: what a run does is read anew, so that an edit needs no restart.
+
+Why: docs/decisions/0035-warm-runs.md
 """
 
 import multiprocessing

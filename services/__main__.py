@@ -3,6 +3,8 @@
 Everything is kept below the folder `.services`. The settings, with ports, and passwords drawn at the first start, are
 written to `.env`, which the command line, Python and `make` read from then on; `make services-down` leaves data and
 `.env`, and removing `.env` goes back to the embedded default. supervisord keeps the processes running.
+
+Why: docs/decisions/0025-services-are-supervisord.md
 """
 
 import os

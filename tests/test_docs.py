@@ -22,6 +22,9 @@ SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglo
 COME_WITH_OTHERS = {"botocore", "celery", "click", "graphene", "graphql-core", "kombu", "pydantic-core", "websockets"}
 # A program, and the library that a table is written with.
 RUN_OR_NEEDED_BY_OTHERS = {"dagster-dg-cli", "tabulate"}
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DECISIONS = ROOT / "docs" / "decisions"
+CODE = [*SOURCES, *sorted((ROOT / "services").rglob("*.py"))]
 WITH_EXAMPLES = [path for path in SOURCES if ">>> " in path.read_text()]
 
 
@@ -33,11 +36,23 @@ def test_the_schema_of_a_report_is_the_one_the_types_give() -> None:
     assert records.SCHEMA.read_bytes() == records.schema(), "run `python -m docs.records`"
 
 
-def test_every_picture_and_page_that_the_readme_names_is_there() -> None:
-    readme = (ROOT / "README.md").read_text()
-    named = re.findall(r"\]\(([^)#]+)\)", readme)
-    missing = [path for path in named if "://" not in path and not (ROOT / path).exists()]
-    assert named and not missing
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_page_and_picture_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [path for path in named if "://" not in path and not (page.parent / path).exists()]
+    assert not missing
+
+
+def test_each_decision_is_listed_dated_and_named_by_the_code_it_governs() -> None:
+    decisions = {path.name: path.read_text() for path in DECISIONS.glob("[0-9]*.md")}
+    index = (DECISIONS / "index.md").read_text()
+    named = {name for path in CODE for name in re.findall(r"docs/decisions/([\w-]+\.md)", path.read_text())}
+    assert named == set(decisions) == set(re.findall(r"\(([0-9][\w-]+\.md)\)", index))
+    for name, text in decisions.items():
+        head = re.search(r"\| (accepted|replaced by [0-9]{4}) \| [0-9]{4}-[0-9]{2}-[0-9]{2} \| (.+) \|", text)
+        assert head, f"{name}: no line with status, date and the code it governs"
+        for path in re.findall(r"`([^`]+)`", head.group(2)):
+            assert f"docs/decisions/{name}" in (ROOT / path).read_text(), f"{path} does not name {name}"
 
 
 def test_the_lock_file_names_no_address() -> None:

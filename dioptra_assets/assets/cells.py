@@ -3,6 +3,9 @@
 A run may hold one cell or hundreds of one asset (a backfill is one run, so TensorFlow is imported once). Each cell is
 stored and reported as it ends, with the hash of its own content as data version and the versions it was made from as
 provenance. A cell that fails is reported, and the others are kept.
+
+Why: docs/decisions/0001-many-cells-one-run.md
+Why: docs/decisions/0020-automation-goes-by-content.md
 """
 
 import functools

@@ -1,4 +1,7 @@
-"""Preprocessing defences: what stands behind each, one group of assets a defence."""
+"""Preprocessing defences: what stands behind each, one group of assets a defence.
+
+Why: docs/decisions/0012-defence-rows-of-the-attacked-model.md
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Gates of an experiment: each cell's numbers held against its rules, as asset checks that block or warn."""
+"""Gates of an experiment: each cell's numbers held against its rules, as asset checks that block or warn.
+
+Why: docs/decisions/0017-gates-are-sentences.md
+"""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,7 @@
-"""Dagster's own ways of loading, `AssetIn` and `load_asset_value`: they give what `da.load` gives."""
+"""Dagster's own ways of loading, `AssetIn` and `load_asset_value`: they give what `da.load` gives.
+
+Why: docs/decisions/0003-assets-write-through-the-store.md
+"""
 
 import functools
 from collections.abc import Mapping

@@ -3,6 +3,8 @@
 Dagster itself gives every partition of a run the same data version. A run of many cells therefore reports each cell
 with tags of its own, and marks its output so that Dagster reports nothing after it. Dagster keeps these tags and that
 mark internal; they are used here and nowhere else, and the tests hold them to what the stale status shows.
+
+Why: docs/decisions/0002-each-cell-reports-itself.md
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The branch of registered models: what anyone put into the MLflow registry, attacked and gated like our own."""
+"""The branch of registered models: what anyone put into the MLflow registry, attacked and gated like our own.
+
+Why: docs/decisions/0019-the-branch-of-registered-models.md
+"""
 
 import tempfile
 from collections.abc import Collection, Iterable

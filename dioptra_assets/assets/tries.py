@@ -1,4 +1,8 @@
-"""What a step does that may be one of several tries, or work for a run that has ended; and what its checks report."""
+"""What a step does that may be one of several tries, or work for a run that has ended; and what its checks report.
+
+Why: docs/decisions/0024-a-remote-store-that-is-away.md
+Why: docs/decisions/0027-a-verdict-names-what-it-judges.md
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

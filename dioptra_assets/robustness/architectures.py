@@ -2,6 +2,8 @@
 
 Normalisation is a layer of the model, so a model that is attacked and a model that is evaluated cannot differ in range
 or channel order. Every layer is named, so two models of one architecture have one config.
+
+Why: docs/decisions/0007-logits.md
 """
 
 from collections.abc import Callable

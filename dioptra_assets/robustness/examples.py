@@ -1,4 +1,7 @@
-"""The example table: what an attack did to each image, as one target model sees it. Every rate is computed from it."""
+"""The example table: what an attack did to each image, as one target model sees it. Every rate is computed from it.
+
+Why: docs/decisions/0011-the-example-table.md
+"""
 
 from typing import Any
 

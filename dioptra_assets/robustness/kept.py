@@ -2,6 +2,8 @@
 
 What is made of a model holds it in turn, so a cache of its own for each kind of function would keep models that the
 others have given up. Here everything made of a model stands beside it and goes with it.
+
+Why: docs/decisions/0033-what-is-made-of-a-model-is-kept-with-it.md
 """
 
 import functools

@@ -3,6 +3,8 @@
 A photograph costs a model hundreds of times what a digit does, so no number of images is right for both. What one costs
 is worked out from the shapes of what the layers give, before anything is computed. The number asked for is halved until
 it fits, so that a model is given the same batches on every machine that has the memory.
+
+Why: docs/decisions/0032-batches-follow-what-an-image-costs.md
 """
 
 import functools

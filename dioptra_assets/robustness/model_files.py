@@ -2,6 +2,8 @@
 
 `enable_unsafe_deserialization` is process-wide and has no undo, so it is never called here. Even if other code of the
 process has called it, the checks before loading refuse what it would let through.
+
+Why: docs/decisions/0009-models-are-files.md
 """
 
 import functools

@@ -4,6 +4,8 @@ What a file asks for is bounded before it is loaded (`model_file_checks`, `model
 read it, and a fault in one of them ends the process at once, with everything else that the process does. So a file that
 nobody here has loaded before is loaded, and called once, by a process that may end: it costs the start of TensorFlow,
 some seconds, once for each content. Whether the model is any good is not asked here; whoever loads it next says so.
+
+Why: docs/decisions/0009-models-are-files.md
 """
 
 import json

@@ -1,4 +1,7 @@
-"""One seed drives everything random in a cell."""
+"""One seed drives everything random in a cell.
+
+Why: docs/decisions/0008-one-seed.md
+"""
 
 import hashlib
 

@@ -2,6 +2,8 @@
 
 Two things differ between the backends of Keras, and :func:`gradient` and :func:`compile_batches` are all that knows it:
 how a gradient is taken, and how a function is compiled. Functions here take and give backend tensors.
+
+Why: docs/decisions/0018-keras-on-jax.md
 """
 
 import math

@@ -7,6 +7,8 @@ for it does not depend on which images are searched beside it. Only comparisons 
 A generation whose scores all tie has nothing to teach: the search has collapsed to one candidate, or stands where
 nothing changes the score. It then begins anew for that image, as restarts do in Auger and Hansen 2005 (A restart CMA
 evolution strategy with increasing population size), with the population it had.
+
+Why: docs/decisions/0014-own-evolution-strategies.md
 """
 
 import math

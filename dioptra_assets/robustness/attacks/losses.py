@@ -3,6 +3,8 @@
 The gradient of the cross-entropy is the error of the probabilities, and vanishes where a model is sure: multiply a
 model's logits by 100 and it holds against an attack that fells it unscaled (Carlini & Wagner 2017, arXiv 1608.04644, on
 defensive distillation). The directions along which `margin` and `dlr` rise most do not depend on that factor.
+
+Why: docs/decisions/0030-losses-that-scale-cannot-hide.md
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Projected gradient descent and the basic iterative method."""
+"""Projected gradient descent and the basic iterative method.
+
+Why: docs/decisions/0031-early-stop-is-a-choice.md
+"""
 
 import math
 from dataclasses import replace

@@ -1,6 +1,8 @@
 """What every backdoor attack has: a typed config, a threat model, and the way it poisons a training set.
 
 Every training row keeps its place: a poisoned set has as many rows as the clean one, in the same order.
+
+Why: docs/decisions/0013-validation-rows-before-poisoning.md
 """
 
 from abc import ABC, abstractmethod
