@@ -1,11 +1,11 @@
 """Peak resident memory while an adversarial set larger than it is made, stored and measured.
 
-5,000 photographs of 224 x 224 x 3 in float32 are 3.0 GB, and must fit in 2 GB.
+5,000 photographs of 224 x 224 x 3 in float32 are 3.0 GB, and must fit in 2 GB. So must attacks with default settings on
+the architectures that photographs are given to (`benchmarks/photographs.py`).
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -14,26 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks import photographs
 from benchmarks.measure import Pair
-
-SHAPE = (224, 224, 3)
-GB = 1e9
-LIMIT = 2.0
-
-
-class DrawnPixels:
-    """Images drawn at random whenever they are asked for, the same each time."""
-
-    def __init__(self, count: int):
-        self.shape = (count, *SHAPE)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """float32 [rows, 224, 224, 3] in [0, 1)."""
-        first, stop, _ = rows.indices(self.shape[0])
-        images = np.empty((stop - first, *SHAPE), np.float32)
-        for row in range(first, stop):
-            np.random.default_rng(row).random(dtype=np.float32, out=images[row - first])
-        return images
+from benchmarks.photographs import GB, LIMIT, SHAPE, DrawnPixels, peak
 
 
 def rows(quick: bool = False, images: int = 5_000, batch_size: int = 32) -> list[Pair]:
@@ -46,9 +29,9 @@ def rows(quick: bool = False, images: int = 5_000, batch_size: int = 32) -> list
     whole = 5_000 * np.prod(SHAPE) * 4 / GB
     floor = None if quick else whole / LIMIT
     return [
-        Pair(f"{name}, {step}; peer: the set itself", held, peak, held / peak, floor, unit="GB")
-        for step, peak in answer.items()
-    ]
+        Pair(f"{name}, {step}; peer: the set itself", held, most, held / most, floor, unit="GB")
+        for step, most in answer.items()
+    ] + photographs.rows(quick)
 
 
 def peaks(count: int, batch_size: int) -> dict[str, float]:
@@ -87,17 +70,12 @@ def peaks(count: int, batch_size: int) -> dict[str, float]:
             image_shape=SHAPE,
             class_names=classes,
         )
-        found["made and stored"] = _peak()
+        found["made and stored"] = peak()
         adversarial = read_image_set(stored)
         predict(model, adversarial, batch_size)
         set_distances(photographs, adversarial, batch_size)
-        found["read, predicted and compared too"] = _peak()
+        found["read, predicted and compared too"] = peak()
     return found
-
-
-def _peak() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def rows_that_fit(model: Any, at_most: int, *, gradients: bool = True, log: Call
     Raises:
         ValueError: as :func:`declared_limit`.
     """
-    if _on_gpu():
+    if on_gpu():
         return at_most
     each, budget, rows = image_bytes(model, gradients=gradients), batch_budget(), at_most
     while rows > 1 and rows * each > budget:
@@ -158,7 +158,8 @@ def _free() -> int:
 
 
 @functools.cache
-def _on_gpu() -> bool:
+def on_gpu() -> bool:
+    """Whether models compute on a GPU."""
     import keras
 
     if keras.backend.backend() == "jax":

@@ -6,7 +6,6 @@ process has called it, the checks before loading refuse what it would let throug
 Why: docs/decisions/0009-models-are-files.md
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -23,6 +22,7 @@ import numpy as np
 from dioptra_assets.robustness.model_file_checks import ARCHIVE_MEMBERS, ModelFile, check_model_file, inspect_model_file
 from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError
 from dioptra_assets.robustness.model_tensors import check_tensors
+from dioptra_assets.robustness.model_variables import WeightlessVariables, make_real, parts
 
 if TYPE_CHECKING:
     import keras
@@ -69,11 +69,13 @@ def load_model(path: str | Path) -> "keras.Model":
                     f"which its architecture wants. {RESAVE}"
                 )
         _check_count(path, model, found)
-        for variable in variables:
-            if (value := scope.get_current_value(variable)) is not None:
-                # Its first value is the one of the file: one drawn at random would take as much memory again.
-                variable._initializer = functools.partial(_given, value)
-            variable._deferred_initialize()
+        try:
+            for variable in variables:
+                make_real(variable, scope.state_mapping.pop(id(variable), None))
+        except (TypeError, ValueError) as error:
+            raise UnsafeModelError(
+                f"{path}: Keras cannot take these weights: {_first_lines(error)}. {RESAVE}"
+            ) from error
     return model
 
 
@@ -165,9 +167,10 @@ def weights_digest(model: "keras.Model") -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(_nameless(_architecture(model), {}), sort_keys=True).encode())
     for position, variable in enumerate(model.weights):
-        value = np.ascontiguousarray(variable.numpy())
-        digest.update(f"\n{position} {value.shape} {variable.dtype}\n".encode())
-        digest.update(value.tobytes())
+        # A scalar is told as numpy's contiguous arrays have it: with one axis.
+        digest.update(f"\n{position} {tuple(variable.shape) or (1,)} {variable.dtype}\n".encode())
+        for part in parts(variable.shape):
+            digest.update(np.asarray(variable.value[part]).tobytes())
     return digest.hexdigest()
 
 
@@ -181,17 +184,12 @@ def _weightless_variables() -> Iterator[list[Any]]:
     from keras.src.backend.common import global_state
 
     name = "uninitialized_variables"
-    before, variables = global_state.get_global_attribute(name), []
+    before, variables = global_state.get_global_attribute(name), WeightlessVariables()
     global_state.set_global_attribute(name, variables)
     try:
         yield variables
     finally:
         global_state.set_global_attribute(name, before or [])
-
-
-def _given(value: Any, *_: Any, **__: Any) -> Any:
-    """A value in the place of an initializer's."""
-    return value
 
 
 def _assign(model: "keras.Model", scope: "keras.StatelessScope") -> None:
