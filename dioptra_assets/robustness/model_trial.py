@@ -3,11 +3,13 @@
 What a file asks for is bounded before it is loaded (`model_file_checks`, `model_tensors`), but libraries of native code
 read it, and a fault in one of them ends the process at once, with everything else that the process does. So a file that
 nobody here has loaded before is loaded, and called once, by a process that may end: it costs the start of TensorFlow,
-some seconds, once for each content. Whether the model is any good is not asked here; whoever loads it next says so.
+some seconds, once for each content, or nearly nothing where that process can be forked off one that has imported it
+(`forked_trials`). Whether the model is any good is not asked here; whoever loads it next says so.
 
 Why: docs/decisions/0009-models-are-files.md
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -15,12 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
-from dioptra_assets.robustness import memory
+from dioptra_assets.robustness import forked_trials, memory
 from dioptra_assets.robustness.model_file_config import UnsafeModelError
 
 MODULE = "dioptra_assets.robustness.model_trial"
@@ -30,6 +32,9 @@ CPU_SECONDS = 600  # of all its threads: it ends by itself, should nobody be the
 MOST_BYTES = 8_000_000_000
 SHARE_OF_FREE = 0.5
 LOOK_SECONDS = 0.05
+BACKEND = "tensorflow"  # of Keras, in every trial
+
+Trial = subprocess.Popen[bytes] | forked_trials.ForkedTrial
 
 # Digests of files that were tried by this process, or need not be.
 known: set[str] = set()
@@ -60,6 +65,12 @@ def try_to_read(path: Path) -> None:
     _tried(path, [str(path)])
 
 
+def prepare_forking() -> None:
+    """Have trials forked off this process, which has imported TensorFlow, has run nothing in it, and has one thread."""
+    if os.environ.get("KERAS_BACKEND", BACKEND) == BACKEND:
+        forked_trials.begin(limited)
+
+
 def command(arguments: Sequence[str]) -> list[str]:
     """What is run for a trial."""
     return [sys.executable, "-P", "-m", MODULE, *arguments]
@@ -68,13 +79,7 @@ def command(arguments: Sequence[str]) -> list[str]:
 def _tried(path: Path, arguments: Sequence[str]) -> None:
     limit = memory.declared_limit() or min(MOST_BYTES, int(SHARE_OF_FREE * psutil.virtual_memory().available))
     # Without a GPU: this process may hold all of its memory.
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": "tensorflow",
-    }
-    silent = subprocess.DEVNULL
-    child = subprocess.Popen(command(arguments), stdin=silent, stdout=silent, stderr=silent, env=environment)
+    child = _begun(arguments, {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": BACKEND})
     try:
         said = _ended(child, limit)
     finally:
@@ -87,23 +92,35 @@ def _tried(path: Path, arguments: Sequence[str]) -> None:
         )
 
 
-def _ended(child: "subprocess.Popen[bytes]", limit: int) -> str:
+def _begun(arguments: Sequence[str], settings: Mapping[str, str]) -> Trial:
+    if forked_trials.there_is_one():
+        with contextlib.suppress(OSError):
+            return forked_trials.ForkedTrial(arguments, settings)
+    silent = subprocess.DEVNULL
+    environment = os.environ | settings
+    return subprocess.Popen(command(arguments), stdin=silent, stdout=silent, stderr=silent, env=environment)
+
+
+def _ended(child: Trial, limit: int) -> str:
     """Why the process did not end well, empty where it did."""
     until = time.monotonic() + SECONDS
-    process = psutil.Process(child.pid)
-    while child.poll() is None:
+    try:
+        process = psutil.Process(child.pid)
+    except psutil.NoSuchProcess:  # forked, and ended already
+        process = None
+    while (status := child.poll()) is None:
         if time.monotonic() > until:
             return f"to load it and call it once takes more than {SECONDS:.0f} s"
         try:
-            taken = process.memory_info().rss
+            taken = process.memory_info().rss if process else 0
         except psutil.Error:  # it has just ended
             taken = 0
         if taken > limit:
             return f"to load it and call it once takes more than {limit / 1e9:.1f} GB"
         time.sleep(LOOK_SECONDS)
-    if child.returncode < 0:
-        return f"to load it and call it once ends the process ({signal.Signals(-child.returncode).name})"
-    return f"to load it and call it once ends the process (exit code {child.returncode})" if child.returncode else ""
+    if status < 0:
+        return f"to load it and call it once ends the process ({signal.Signals(-status).name})"
+    return f"to load it and call it once ends the process (exit code {status})" if status else ""
 
 
 def main(path: str, image_shape: str = "") -> None:
@@ -124,7 +141,12 @@ def main(path: str, image_shape: str = "") -> None:
         return
 
 
-if __name__ == "__main__":
+def limited(*arguments: str) -> None:
+    """The same, in a process of its own, which leaves no core and ends by itself in the end."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    main(*sys.argv[1:])
+    main(*arguments)
+
+
+if __name__ == "__main__":
+    limited(*sys.argv[1:])

@@ -1,14 +1,17 @@
 """A file of a model from outside is tried by a process that may end, and whatever ends it is said in a sentence."""
 
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import psutil
 import pytest
 
-from dioptra_assets.robustness import model_trial
+from dioptra_assets.robustness import forked_trials, model_trial
 from dioptra_assets.robustness.model_file_config import UnsafeModelError
 from dioptra_assets.robustness.training import TrainingRecipe, initial_model
 from resources.mlflow_client import file_sha256
@@ -22,6 +25,13 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.keras"
     keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(10)]).save(path)
     return path
+
+
+@pytest.fixture(params=["started", "forked"])
+def forked(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether trials are forked off a process that was made ready, or each is started from nothing."""
+    yield request.param == "forked"
+    forked_trials.end()
 
 
 def doing(monkeypatch: pytest.MonkeyPatch, code: str) -> list[list[str]]:
@@ -66,21 +76,88 @@ def test_it_is_called_there_and_what_is_only_refused_is_left_to_whoever_loads_it
         (ENDING, r"model\.keras: to load it and call it once ends the process \(SIGSEGV\)\. It was tried in a process"),
         ("import os; os._exit(134)", r"ends the process \(exit code 134\)"),
         ("import time; time.sleep(60)", r"takes more than 1 s\. It was tried"),
-        ("import time; held = bytearray(10**9); time.sleep(60)", r"takes more than 0\.2 GB"),
+        ("import time; held = bytearray(2 * 10**9); time.sleep(60)", r"takes more than 1\.5 GB"),
     ],
     ids=["fault", "exit", "time", "memory"],
 )
 def test_what_ends_the_process_is_a_refusal_and_nothing_is_left_of_it(
-    code: str, said: str, model: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, said: str, forked: bool, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doing(monkeypatch, code)
-    monkeypatch.setenv("DIOPTRA_ASSETS_MEMORY", "0.2 GB")
+    if forked:
+        forked_trials.begin(lambda *_: exec(code))
+    else:
+        doing(monkeypatch, code)
+    monkeypatch.setenv("DIOPTRA_ASSETS_MEMORY", "1.5 GB")
     monkeypatch.setattr(model_trial, "SECONDS", 1.0 if "1 s" in said else 60.0)
-    children, begun = set(psutil.Process().children()), time.monotonic()
+    children, begun = set(psutil.Process().children(recursive=True)), time.monotonic()
     with pytest.raises(UnsafeModelError, match=said):
         model_trial.try_model(model, "a digest", SHAPE)
-    assert time.monotonic() - begun < 30 and set(psutil.Process().children()) <= children
+    assert time.monotonic() - begun < 30 and nothing_but(children)
     assert "a digest" not in model_trial.known, "it is tried again"
+
+
+def nothing_but(children: set[psutil.Process], seconds: float = 5) -> bool:
+    """Whether this process has no other children, what has ended left out."""
+    until = time.monotonic() + seconds
+    while left := [
+        one for one in set(psutil.Process().children(recursive=True)) - children if one.status() != psutil.STATUS_ZOMBIE
+    ]:
+        if time.monotonic() > until:
+            raise AssertionError(left)
+        time.sleep(0.1)
+    return True
+
+
+FORKED = """
+import os, sys, time
+import keras
+from dioptra_assets.robustness import forked_trials, model_trial
+from resources.mlflow_client import file_sha256
+
+model_trial.prepare_forking()
+path, begun = sys.argv[1], os.times()
+assert forked_trials.there_is_one()
+for digest in ("one", "two"):
+    model_trial.try_model(path, digest, (8, 8, 1))
+    keras.saving.load_model(path)  # what is run here hangs no later trial
+ended = os.times()
+print(ended.children_user - begun.children_user)
+"""
+
+
+def test_trials_are_forked_off_a_process_that_has_run_nothing_and_start_no_python(model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(model)], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert float(done.stdout) == 0, "nothing was started"
+
+
+def test_what_a_trial_holds_no_longer_than_it_has_to_ends_with_whoever_asked(tmp_path: Path) -> None:
+    parent = os.fork()
+    if parent == 0:
+        forked_trials.begin(lambda *_: time.sleep(1))
+        forked_trials.ForkedTrial([], {})
+        (tmp_path / "children").write_text(" ".join(str(one.pid) for one in psutil.Process().children(recursive=True)))
+        os._exit(0)
+    os.waitpid(parent, 0)
+    pids = [int(pid) for pid in (tmp_path / "children").read_text().split()]
+    until = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert len(pids) == 2
+
+
+def test_a_trial_is_started_from_nothing_where_none_can_be_forked_any_more(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked_trials.begin(lambda *_: None)
+    (server,) = [one for one in psutil.Process().children() if one.name() == psutil.Process().name()][-1:]
+    server.kill()
+    server.wait()
+    asked = doing(monkeypatch, "pass")
+    model_trial.try_model(model, "another digest", SHAPE)
+    assert asked == [[str(model), "[8, 8, 1]"]] and not forked_trials.there_is_one()
 
 
 def test_a_file_of_weights_is_read_by_another_process_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
