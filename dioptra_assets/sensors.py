@@ -22,6 +22,9 @@ NIGHTLY_JOB = "nightly"
 NIGHTLY_OP = "attack_again"
 # The daemon looks every five seconds.
 INTERVAL_SECONDS = 5
+# A look that came to nothing while runs are at work waits so long for one of them to end: what its cells make possible
+# begins at once, and not at the next look. A sensor has a minute, and whoever registers meanwhile waits no longer.
+PATIENCE_SECONDS = 10.0
 MOST_LINES = 20
 # A run whose worker was killed is started anew; what it had computed is up to date and not computed again. What failed
 # for a reason of its own would fail again.
@@ -52,9 +55,13 @@ def registry_sensor(spec: ExperimentSpec) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, store: StoreResource, tracking: Tracking
     ) -> dg.SensorResult | dg.SkipReason:
         assert context.repository_def is not None
-        watcher = Watcher(spec, context.repository_def.asset_graph, context.instance, store.cells(), tracking)
+        graph = context.repository_def.asset_graph
         try:
+            watcher = Watcher(spec, graph, context.instance, store.cells(), tracking)
             seen = watcher.look()
+            if seen.nothing and watcher.runs.one_has_ended(PATIENCE_SECONDS):
+                watcher = Watcher(spec, graph, context.instance, store.cells(), tracking)
+                seen = watcher.look()
         except TrackingUnavailable as error:
             return dg.SkipReason(f"{error}; what was registered meanwhile is found when it is back")
         later = json.loads(context.cursor) if context.cursor else {}

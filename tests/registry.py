@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from dioptra_assets import sensors
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.launch import reasons_in
 from dioptra_assets.robustness import model_trial
@@ -123,9 +124,11 @@ class Follower:
         runs: assets and cells of every run that was started, and why it failed.
         skipped: what the last tick said instead.
         cursor: of the sensor.
+        patience: seconds that a look waits for a run to end; those of tests end before a look, or not at all.
     """
 
     def __init__(self, lab: Lab):
+        self.patience = 0.0
         self.lab = lab
         self.runs: list[dict[str, Any]] = []
         self.skipped = ""
@@ -137,9 +140,13 @@ class Follower:
         sensor = definitions.resolve_sensor_def("tiny_registered_models")
         resources = {name: one for name, one in resource_definitions().items() if name != "mlflow"}
         with self.lab.instance() as instance:
-            with dg.build_sensor_context(
-                instance, cursor=self.cursor, definitions=definitions, resources=resources
-            ) as context:
+            with (
+                dg.build_sensor_context(
+                    instance, cursor=self.cursor, definitions=definitions, resources=resources
+                ) as context,
+                pytest.MonkeyPatch.context() as patched,
+            ):
+                patched.setattr(sensors, "PATIENCE_SECONDS", self.patience)
                 data = sensor.evaluate_tick(context)
             self.cursor, self.skipped = data.cursor, str(data.skip_message or "")
             for request in data.dynamic_partitions_requests or []:

@@ -186,6 +186,23 @@ def test_a_run_that_was_killed_is_tried_again_after_a_pause(watching: Lab, tmp_p
     assert (verdict.status, verdict.tries) == ("waiting", 1) and "from outside" in verdict.why
 
 
+def test_what_a_run_makes_possible_begins_as_it_ends_and_not_at_the_next_look(watching: Lab, tmp_path: Path) -> None:
+    assert watching.run("attack_config", "weak", "weak").success
+    register(watching, model_file(tmp_path))
+    follower = Follower(watching)
+    (request,) = follower.tick(start=False)
+    run = follower.begin(request)
+    follower.patience, begun = 0.5, time.monotonic()
+    assert follower.tick(start=False) == [] and time.monotonic() - begun > 0.5
+    assert follower.verdicts[KEY].tries == 0, "no run has ended"
+    follower.patience = 60
+    ending = threading.Timer(1, lambda: follower.kill(run))
+    ending.start()
+    assert follower.tick(start=False) == [] and follower.verdicts[KEY].tries == 1, "seen in the very look"
+    ending.join()
+    assert follower.tick(start=False) == [] and time.monotonic() - begun < 60, "nothing is at work"
+
+
 def test_another_model_under_the_same_number_is_another_version(watching: Lab, tmp_path: Path) -> None:
     register(watching, model_file(tmp_path))
     follower = Follower(watching)

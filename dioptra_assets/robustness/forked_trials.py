@@ -2,6 +2,8 @@
 
 To fork after TensorFlow has run anything hangs, so the process that trials are forked off is itself forked before that,
 by whoever has imported TensorFlow in good time. It serves the process that it was forked off and ends with it.
+
+Why: docs/decisions/0009-models-are-files.md
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """The runs that were asked for registered versions: which are at work, which failed, at what and why."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ UNFINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 ENDED_BADLY = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+# How often it is asked whether a run has ended, in s.
+ASK_SECONDS = 0.25
 # So many of the runs that failed last are looked into.
 MOST_FAILED = 50
 
@@ -60,6 +63,17 @@ class AskedRuns:
             kind = self._kind(run)
             kinds[kind] = kinds.get(kind, 0) + 1
         return busy, kinds
+
+    def one_has_ended(self, seconds: float) -> bool:
+        """Wait until one of the runs at work has ended; False where there is none, or none ends in so many seconds."""
+        ours = dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=UNFINISHED)
+        at_work = [run.run_id for run in self.instance.get_runs(ours)]
+        until = time.monotonic() + seconds
+        while at_work and time.monotonic() < until:
+            if self.instance.get_runs_count(dg.RunsFilter(run_ids=at_work, statuses=UNFINISHED)) < len(at_work):
+                return True
+            time.sleep(ASK_SECONDS)
+        return False
 
     def failed_since(self, moment: float) -> list[FailedRun]:
         """Runs that have ended badly since a moment (s since 1970), and why; the newest first."""

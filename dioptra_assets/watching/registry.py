@@ -36,6 +36,11 @@ class Seen:
     watched: dict[str, "ModelVersion"] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
 
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing to be started and nothing to be kept."""
+        return not (self.new or self.gone or self.requests or self.events)
+
 
 def watched_versions(spec: ExperimentSpec, tracking: Tracking) -> tuple[dict[str, "ModelVersion"], list[str]]:
     """`NAME@VERSION` -> version of all that an experiment watches, the oldest first; and the keys of all there are.
