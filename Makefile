@@ -20,7 +20,7 @@ MLFLOW_PORT ?= 5000
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-quick test-all lint format bench lock pictures clean
+.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-quick test-all coverage lint format docs bench lock pictures release-check clean
 
 setup: .venv/.installed $(if $(GPU),.venv/.gpu)
 
@@ -71,15 +71,25 @@ test: setup  ## The fast tests, within ten minutes on two cores.
 test-all: setup  ## Every test, slow proofs too.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-lint: setup
+coverage: setup  ## The quick tests, and the share of lines they reach; the floor is in pyproject.toml.
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "quick and not heavy and not slow" \
+		--cov --cov-report=term:skip-covered $$(grep -rl --include='test_*.py' 'pytest.mark.quick' tests)
+
+lint: setup  ## Style, spelling, types, dependencies declared as used, and the experiment files.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/deptry dioptra_assets partitions resources
+	$(BIN)/deptry tests benchmarks docs services --exclude '\.venv' --ignore DEP002,DEP004
 	$(BIN)/pyright
 	$(BIN)/dg check defs
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## Build the documentation as a site, offline, with strict links: open site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pictures: setup  ## Take the pictures of the documentation anew, after `make demo`.
 	$(BIN)/python -m docs.pictures
@@ -91,5 +101,8 @@ lock: setup  ## Write requirements.lock anew: versions and hashes, no address.
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --upgrade --quiet -o requirements.lock
 
+release-check: setup  ## Build the wheel, look into it, install it in an empty environment and try it there.
+	@.ci/release-check
+
 clean:  ## Remove the environment and everything this folder holds as a home: stored assets, MLflow, Dagster's state.
-	rm -rf .venv .services .env store mlflow reports storage history schedules logs .logs_queue .nux .telemetry
+	rm -rf .venv .services .env site dist store mlflow reports storage history schedules logs .logs_queue .nux .telemetry

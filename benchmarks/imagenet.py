@@ -1,4 +1,6 @@
-"""What resnet50 at 224 x 224 costs on this machine: `python -m benchmarks.imagenet`; the table of docs/scale.md.
+"""What resnet50 at 224 x 224 costs on this machine: `python -m benchmarks.imagenet`.
+
+The table is in docs/explanation/scale.md.
 
 Gradients and forward passes a second through the attack and the prediction that cells use, and how fast an adversarial
 set of such images is written, how small it becomes, and how fast it is read. Real photographs, where

@@ -1,4 +1,4 @@
-"""Write docs/parity.md, what became of every entry point and parameter of the demos: `python -m docs.parity`."""
+"""Write docs/reference/entry-points.md, what became of the demos' entry points: `python -m docs.parity`."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ from pydantic_core import PydanticUndefined
 from dioptra_assets.entry_points import ENTRY_POINTS, EntryPoint, Parameter, parameters_table
 from partitions.keys import key_text
 
-PAGE = Path(__file__).parent / "parity.md"
+PAGE = Path(__file__).parent / "reference" / "entry-points.md"
+# Why the test of the pages does not run the calls.
+NOT_RUN = "trains or attacks; tests/test_jobs.py runs every entry point with every parameter"
 # Values for the calls, of parameters without a default to show.
 EXAMPLES = {
     "model_name": "workbench_le_net",
@@ -42,12 +44,14 @@ def page() -> str:
     for name, entry in ENTRY_POINTS.items():
         names.setdefault(entry.name, []).append(name)
     sections = [
-        "# What became of the demos' entry points",
-        "Written by `python -m docs.parity` from the table that reads the parameters. Every parameter keeps the demos'"
-        " name; the field that it sets has its bounds, default and help. RUN stands for the id of an MLflow run.",
+        "# Entry points of NIST's demos",
+        "What became of every entry point and parameter of the demos, written by `python -m docs.parity` from the table"
+        " that reads the parameters. Every parameter keeps its name in the demos; bounds, default and help are those of"
+        " the field that it sets. RUN stands for the id of an MLflow run.",
         "An entry point is run by `dioptra-assets run ENTRY_POINT -P name=value ...`, in Python by"
         ' `da.submit_job(entry_point="ENTRY_POINT", entry_point_kwargs="-P name=value ...")`, and in the UI from the'
-        " launchpad of the job `entry_point`. `dioptra-assets run ENTRY_POINT --help` lists what it takes.",
+        " launchpad of the job `entry_point`. `dioptra-assets run ENTRY_POINT --help` lists what it takes:"
+        " [Single jobs](../guides/single-jobs.md).",
         *(_section(ENTRY_POINTS[name], called) for name, called in names.items()),
         _unused(),
     ]
@@ -83,9 +87,10 @@ def _section(entry: EntryPoint, names: list[str]) -> str:
         [
             f"## {' or '.join(f'`{name}`' for name in names)}",
             "",
-            f"{entry.help} Makes {', '.join(f'`{asset}`' for asset in entry.assets)}. Beside the demos' parameters:"
-            f" {own}. {' '.join(refused)}".strip(),
+            f"{entry.help} Makes {', '.join(f'`{asset}`' for asset in entry.assets)}. Further"
+            f" parameters: {own}. {' '.join(refused)}".strip(),
             "",
+            f'<!-- skip: next "{NOT_RUN}" -->',
             "```sh",
             f"dioptra-assets run {entry.name} {' '.join(f'-P {one}' for one in call(entry))}",
             "```",
@@ -119,7 +124,7 @@ def _unused() -> str:
     ]
     return "\n".join(
         [
-            "## Accepted, and not needed",
+            "## Accepted, but not needed",
             "",
             "The demos' command lines run as they are written. These parameters change nothing here, and the job says"
             " so.",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dioptra_assets.robustness.report_document import schema
 
-SCHEMA = Path(__file__).parent / "report.schema.json"
+SCHEMA = Path(__file__).parent / "reference" / "report.schema.json"
 
 if __name__ == "__main__":
     SCHEMA.write_bytes(schema())

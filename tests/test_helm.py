@@ -1,4 +1,4 @@
-"""The values that docs/executors.md gives for Dagster's Helm chart pass the chart's own schema."""
+"""The values that docs/guides/executors.md gives for Dagster's Helm chart pass the chart's own schema."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "tests" / "data" / "helm" / "dagster-user-deployments.values.schema.json"
-DOCUMENT = ROOT / "docs" / "executors.md"
+DOCUMENT = ROOT / "docs" / "guides" / "executors.md"
 
 
 def values() -> dict[str, Any]:
