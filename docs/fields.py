@@ -35,9 +35,9 @@ def page() -> str:
     sections = [
         "# Experiment file",
         "Every field with its bounds and default, written by `python -m docs.fields` from the types that check the"
-        " file. An unknown field is an error. Where a parameter of an architecture or attack takes one value, a list is"
-        " a sweep: one entry per value, with the value in the key. `architecture` and `method` may be left out where the"
-        " entry's name is one. What `watch`, `notify`, `automation` and `schedule` do:"
+        " file. An unknown field is an error. Where a parameter of an architecture or attack takes one value, a list"
+        " is a sweep: one entry per value, with the value in the key. `architecture` and `method` may be left out where"
+        " the entry's name is one. What `watch`, `notify`, `automation` and `schedule` do:"
         " [Registered models and automation](../guides/registered-models.md).",
         _section("`attributes`", ExperimentFile),
         _section("`watch`", Watch),
