@@ -21,6 +21,8 @@ VARIABLE = "DIOPTRA_ASSETS_MEMORY"
 # are no faster on a CPU.
 BATCH_BYTES = 1_000_000_000
 SHARE_OF_FREE = 0.25
+# Beside its batches a process holds what it reads and writes: a shard of images as it is, encoded, and on its way.
+BESIDE_BATCHES = 200_000_000
 # No batch is larger, whatever an entry says.
 MOST_AT_ONCE = 65_536
 
@@ -65,7 +67,7 @@ def batch_budget() -> int:
     limit = declared_limit()
     if limit is None:
         return min(BATCH_BYTES, int(SHARE_OF_FREE * _free()))
-    return max(0, limit - _in_use())
+    return max(0, limit - BESIDE_BATCHES - _in_use())
 
 
 def image_bytes(model: Any, *, gradients: bool = True) -> int:

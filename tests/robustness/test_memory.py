@@ -151,3 +151,10 @@ def test_a_declared_limit_is_of_the_whole_process(model: Any, monkeypatch: pytes
     assert rows_that_fit(model, 256) == 1
     monkeypatch.setenv(memory.VARIABLE, "900 GB")
     assert rows_that_fit(model, 256) == 256
+
+
+def test_what_is_read_and_written_beside_a_batch_has_its_room(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_in_use", lambda: 700_000_000)
+    for batches, rows in ((16 * image_bytes(model), 16), (9 * image_bytes(model), 8), (-1_000_000, 1)):
+        monkeypatch.setattr(memory, "declared_limit", lambda: 700_000_000 + memory.BESIDE_BATCHES + batches)  # noqa: B023
+        assert rows_that_fit(model, 256) == rows
