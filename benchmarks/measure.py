@@ -49,10 +49,14 @@ def pair(
     rounds: int = 5,
     floor: float | None = None,
     raw: Callable[[], object] | None = None,
+    warm: bool = False,
 ) -> Pair:
-    """Measure both sides (and the raw work) `rounds` times in turn, after one run of each that is not counted."""
+    """Measure both sides (and the raw work) `rounds` times in turn, after one run of each that is not counted.
+
+    With `warm` they have run before, on less, and are counted at once.
+    """
     sides = [peer, ours, *([raw] if raw else [])]
-    for side in sides:
+    for side in sides if not warm else ():
         side()
     seconds = [[_seconds(side) for side in sides] for _ in range(rounds)]
     peers, own, *bare = zip(*seconds, strict=True)

@@ -34,11 +34,10 @@ CASES = (
     ("le_net", "pgd", 32),
     ("resnet50", "fgm", 32),
     ("resnet50", "fgm", 256),
-    ("resnet50", "pgd", 4),
-    ("resnet50", "pgd", 16),
+    ("resnet50", "pgd", 8),
 )
 # As many are attacked again in batches of 16.
-COMPARED = {"fgm": 256, "pgd": 16}
+COMPARED = {"fgm": 256, "pgd": 8}
 READ_AT_ONCE = 16
 
 
