@@ -61,16 +61,26 @@ class TrackedRun(CellRun):
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """See :meth:`CellRun.log_params`."""
-        self._say("log_params", params={name: str(value) for name, value in params.items()})
+        if params:
+            self._say("log_params", params={name: str(value) for name, value in params.items()})
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """See :meth:`CellRun.log_tags`."""
         self._say("log_tags", tags={name: str(value) for name, value in tags.items()})
 
-    def log_points(self, points: list[tuple[str, float, int]], at: int | None = None) -> None:
+    def log_points(
+        self,
+        points: list[tuple[str, float, int]],
+        at: int | None = None,
+        *,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
         """See :meth:`CellRun.log_points`."""
-        finite = [(name, float(value), step) for name, value, step in points]
-        self._say("log_points", points=finite, at=at or _now())
+        plain = [(name, float(value), step) for name, value, step in points]
+        told = {"tags": tags, "params": params}
+        beside = {what: {name: str(value) for name, value in facts.items()} for what, facts in told.items() if facts}
+        self._say("log_points", points=plain, at=at or _now(), **beside)
 
     def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
         """See :meth:`CellRun.log_artifact`."""

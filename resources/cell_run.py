@@ -13,6 +13,7 @@ import pandas as pd
 from resources.mlflow_client import file_sha256, fitting, fitting_tags, transferring, without_user
 
 if TYPE_CHECKING:
+    from mlflow.entities import Param
     from mlflow.tracking import MlflowClient
 
     from resources.tracking import Tracking
@@ -41,9 +42,12 @@ class CellRun:
         base = without_user(tracking.mlflow_tracking_uri).rstrip("/")
         self.url = f"{base}/#/experiments/{experiment_id}/runs/{run_id}" if tracking.is_server else None
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, in one request. NaN and infinity are left out and named in the tag `non_finite_metrics`."""
-        self.log_points([(name, value, step or 0) for name, value in metrics.items()])
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None, **beside: Mapping[str, Any]) -> None:
+        """Record numbers, and the `tags` and `params` told with them, in one request.
+
+        NaN and infinity are left out and named in the tag `non_finite_metrics`.
+        """
+        self.log_points([(name, value, step or 0) for name, value in metrics.items()], **beside)  # type: ignore[arg-type]
 
     def log_history(self, history: pd.DataFrame) -> None:
         """Record numbers that change while a model trains, in one request.
@@ -57,10 +61,9 @@ class CellRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters, as text; text longer than MLflow stores (6,000 characters) ends with `...`."""
-        from mlflow.entities import Param
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
-
-        entries = [Param(name, fitting(str(value), MAX_PARAM_VAL_LENGTH)) for name, value in params.items()]
+        if not params:
+            return
+        entries = _params(params)
         with self._tracking.reaching(f"logging parameters of run {self.run_id}"):
             self._client.log_batch(self.run_id, params=entries, synchronous=True)
 
@@ -131,8 +134,22 @@ class CellRun:
         if self._model is not None:
             raise ValueError(f"run {self.run_id} has registered {self._model!r} already; open a run for {name!r}")
 
-    def log_points(self, points: list[tuple[str, float, int]], at: int | None = None) -> None:
-        """Record numbers, in one request: name, value and step of each; `at` in ms since 1970, by default now."""
+    def log_points(
+        self,
+        points: list[tuple[str, float, int]],
+        at: int | None = None,
+        *,
+        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record numbers, and what is told with them, in one request.
+
+        Args:
+            points: name, value and step of each number.
+            at: in ms since 1970, by default now.
+            tags: see :meth:`log_tags`.
+            params: see :meth:`log_params`.
+        """
         from mlflow.entities import Metric, RunTag
 
         now = at or int(time.time() * 1000)
@@ -141,6 +158,18 @@ class CellRun:
         finite = [Metric(names[n], float(value), now, step) for n, value, step in points if math.isfinite(value)]
         skipped = {n for n, value, _ in points if not math.isfinite(value)}
         self._non_finite |= skipped
-        tags = [RunTag(NON_FINITE_TAG, ", ".join(sorted(self._non_finite)))] if skipped else []
+        named = dict(tags or {})
+        if skipped:
+            named[NON_FINITE_TAG] = ", ".join(sorted(self._non_finite))
+        entries = [RunTag(name, value) for name, value in fitting_tags(named).items()]
         with self._tracking.reaching(f"logging metrics of run {self.run_id}"):
-            self._client.log_batch(self.run_id, metrics=finite, tags=tags, synchronous=True)
+            self._client.log_batch(
+                self.run_id, metrics=finite, params=_params(params or {}), tags=entries, synchronous=True
+            )
+
+
+def _params(params: Mapping[str, Any]) -> list["Param"]:
+    from mlflow.entities import Param
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    return [Param(name, fitting(str(value), MAX_PARAM_VAL_LENGTH)) for name, value in params.items()]

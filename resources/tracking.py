@@ -42,6 +42,7 @@ from resources.mlflow_client import (
 from resources.redacted import as_cause, without_passwords
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 RETRY_AFTER = 30.0
 RETRY_AT_MOST = 120.0
 CONNECTING = "connecting"
+# How MLflow refuses a run in an experiment that is not there, or in its bin.
+_NO_EXPERIMENT = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
 MOST_FILES = 1000  # of a registered version, looked through for its model
 
 
@@ -102,6 +105,8 @@ class Tracking(dg.ConfigurableResource):
     env_to_tag: list[str] = Field(default=[], description="Environment variables recorded as tags of every MLflow run.")
 
     _client: Any = PrivateAttr(default=None)
+    # Experiments that runs were opened in. One that is thrown away meanwhile is noticed when the next is refused.
+    _experiments: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
     def is_server(self) -> bool:
@@ -169,9 +174,21 @@ class Tracking(dg.ConfigurableResource):
         from_environment = {key: os.environ[key] for key in self.env_to_tag if key in os.environ}
         all_tags = fitting_tags({**self.extra_tags, **from_environment, **tags})
         with self.reaching(f"opening a run of experiment {experiment!r}"):
-            experiment_id = self._experiment_id(client, experiment)
-            created = client.create_run(experiment_id, start_time=start, run_name=name, tags=all_tags)
-        return CellRun(self, client, created.info.run_id, experiment_id)
+            created = self._created_run(client, experiment, start_time=start, run_name=name, tags=all_tags)
+        return CellRun(self, client, created.info.run_id, created.info.experiment_id)
+
+    def _created_run(self, client: "MlflowClient", experiment: str, **arguments: Any) -> "Run":
+        """A new run; its experiment is looked up for the first, and where MLflow does not take another in it."""
+        from mlflow.exceptions import MlflowException
+
+        if known := self._experiments.get(experiment):
+            try:
+                return client.create_run(known, **arguments)
+            except MlflowException as error:
+                if error.error_code not in _NO_EXPERIMENT:
+                    raise
+        self._experiments[experiment] = found = self._experiment_id(client, experiment)
+        return client.create_run(found, **arguments)
 
     def known_run(self, run_id: str) -> "CellRun":
         """A run that is there already, to log more to it.

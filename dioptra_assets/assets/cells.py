@@ -57,6 +57,7 @@ class CellResult:
         metadata: what the UI shows of it.
         metrics: numbers, shown in the UI and logged to MLflow.
         step: the step they are logged at: the last epoch, where earlier ones have been logged.
+        tags: of the MLflow run, beside the numbers: what is known only at the end.
         checks: results of the checks that the asset declares. Where one that blocks has failed, the cell is reported
             as failed and not as materialized, so that nothing is made from it.
     """
@@ -65,6 +66,7 @@ class CellResult:
     metadata: Metadata = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
     checks: Sequence[dg.AssetCheckResult] = ()
 
 
@@ -315,8 +317,11 @@ def cell_asset(
             started, run, result = time.monotonic(), None, None
             try:
                 with ExitStack() as stack:
+                    facts = dict(params(cell.partition)) if params else {}
+                    # The partition stands in the tags of the run: it is told with the numbers, in one request.
+                    late = facts if facts == dict(cell.partition) else {}
                     if params:
-                        run = _tracked(stack, tracking, cells, context, cell, params=params(cell.partition))
+                        run = _tracked(stack, tracking, cells, context, cell, params={} if late else facts)
                     guard = functools.partial(refuse_ended_run, context)
                     versions = functools.partial(context.instance.get_dynamic_partitions, registered)
                     own = CellContext(
@@ -332,8 +337,8 @@ def cell_asset(
                         versions,
                     )
                     result = compute(_with_twin(own, reusable or {}, code_version, context.instance))
-                    if run and result.metrics:
-                        run.log_metrics(result.metrics, result.step)
+                    if run and (result.metrics or result.tags or late):
+                        run.log_metrics(result.metrics, result.step, tags=result.tags, params=late)
             except Exception as error:
                 try_again_where_the_store_is_away(context, cells, error)
                 if len(keys) == 1 or isinstance(error, RunEndedError):
@@ -351,7 +356,6 @@ def cell_asset(
                 failures[cell.path] = f"blocking checks have failed: {reasons}"
                 continue
             assert result.stored is not None
-            context.log.info(f"{cell} done ({number} of {len(keys)}) in {time.monotonic() - started:.1f} s")
             yield dg.AssetMaterialization(
                 asset_spec.key,
                 partition=dg.MultiPartitionKey(dict(cell.partition)) if len(dimensions) > 1 else key,

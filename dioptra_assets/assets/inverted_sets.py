@@ -100,16 +100,14 @@ def _invert(cell: CellContext) -> CellResult:
         **cell.publishing,
     )
     with cell.mlflow_run() as run:
-        if run:
-            run.log_tags({"device": device, "seed": str(seed)})
-            if cell.spec.log_sets:
-                log_archive(run, read_image_set(stored), f"testing_adversarial_{config.method}.tar.gz")
+        if run and cell.spec.log_sets:
+            log_archive(run, read_image_set(stored), f"testing_adversarial_{config.method}.tar.gz")
     grid = tile(inverted.to_numpy()[0], columns=min(10, len(inverted)))
     zoom = max(1, 700 // grid.shape[1])
     return CellResult(
         stored,
         {
-            "pictures": picture(encode_png(grid.repeat(zoom, axis=0).repeat(zoom, axis=1)), f"inverted: {cell.cell}"),
+            "pictures": picture(encode_png(grid, zoom), f"inverted: {cell.cell}"),
             "classes": dg.MetadataValue.md(markdown_table(inverted.index.round(4))),
             "device": device,
             "seed": seed,
@@ -120,6 +118,7 @@ def _invert(cell: CellContext) -> CellResult:
             "mean iterations": float(inverted.index["iterations"].mean()),
             "images without gradient": float(inverted.index["zero_gradient"].sum()),
         },
+        tags={"device": device, "seed": str(seed)},
     )
 
 

@@ -15,7 +15,7 @@ from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
 from resources.cells import StoredCell
 from resources.compute import prepare_device
-from resources.image_store import read_image_set
+from resources.image_store import read_image_set, read_often
 from resources.models import MODEL, read_model, write_model
 from resources.tables import read_table, write_table
 from resources.tracking import CellRun, registered_name
@@ -135,11 +135,11 @@ def train_model(
         if run:
             # The last epoch is logged with the metrics of the cell.
             run.log_history(trained.history.iloc[:-1])
-            run.log_tags({"device": device, "seed": str(trained.seed)})
             if register_as:
                 version = _register(run, register_as, stored.read(MODEL), cell)
                 metadata["registered model"] = f"{register_as} version {version}"
-    return CellResult(stored, metadata, metrics, step=len(trained.history))
+    tags = {"device": device, "seed": str(trained.seed)}
+    return CellResult(stored, metadata, metrics, step=len(trained.history), tags=tags)
 
 
 def _register(run: CellRun, name: str, content: bytes, cell: CellContext) -> str:
@@ -150,7 +150,7 @@ def _register(run: CellRun, name: str, content: bytes, cell: CellContext) -> str
 
 
 def _predict(cell: CellContext) -> CellResult:
-    return predict_set(cell, cell.read("model", **cell.cell.partition), read_image_set(cell.read("testing_set")))
+    return predict_set(cell, cell.read("model", **cell.cell.partition), read_often(cell.read("testing_set")))
 
 
 def predict_set(cell: CellContext, stored_model: StoredCell, image_set: ImageSet) -> CellResult:

@@ -66,6 +66,17 @@ def test_the_cells_of_an_asset_are_computed_in_one_run(looking: Lab) -> None:
         assert len({entry.run_id for entry in looking.events(asset)}) == 1, asset
 
 
+def test_a_cell_is_two_entries_in_the_log_of_its_run(looking: Lab) -> None:
+    """That it is planned, and that it is there: each is a write to Dagster's databases."""
+    with looking.instance() as instance:
+        for asset in ("adversarial_set", "evasion_examples", "evasion_metrics"):
+            events = looking.events(asset)
+            log = instance.all_logs(events[0].run_id)
+            of_cells = Counter(e.dagster_event.partition for e in log if e.dagster_event and e.dagster_event.partition)
+            assert set(of_cells.values()) == {2}, (asset, of_cells)
+            assert len(log) - 2 * len(events) < 16, "what a run says beside its cells"
+
+
 def test_everything_is_fresh_once_computed(looking: Lab) -> None:
     statuses = looking.statuses()
     assert len(statuses) == CELLS

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -121,6 +122,44 @@ def test_the_pause_grows_and_ends_when_the_server_is_back() -> None:
         assert pauses == [30, 60, 120, 120]
         tracking.open_run("digits", "cell", tags={})
         assert uri not in tracking_module._outages
+
+
+def noted(name: str, method: Callable[..., Any], asked: list[str]) -> Callable[..., Any]:
+    """The method, whose name is noted with each call."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        asked.append(name)
+        return method(*arguments, **options)
+
+    return call
+
+
+def test_the_run_of_a_cell_is_four_requests_and_its_experiment_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = tracking_in(tmp_path)
+    asked: list[str] = []
+    for name in ("get_experiment_by_name", "create_experiment", "create_run", "log_batch", "set_terminated"):
+        monkeypatch.setattr(MlflowClient, name, noted(name, getattr(MlflowClient, name), asked))
+    for cell in range(3):
+        with tracked_run(tracking, CellStore(str(tmp_path)), "digits", "set", log=print, **SILENT) as run:
+            run.log_metrics({"n": cell}, tags={"seed": "7"}, params={"attack": "fgm"})
+        assert asked[-4:] == ["create_run", "log_batch", "log_batch", "set_terminated"]
+        found = MlflowClient(tracking.mlflow_tracking_uri).get_run(run.run_id).data
+        assert (found.metrics, found.params) == ({"n": cell}, {"epochs": "3", "attack": "fgm"})
+        assert found.tags["seed"] == "7"
+    assert asked[:-12] == ["get_experiment_by_name", "create_experiment"]
+
+
+def test_what_is_told_with_the_numbers_waits_with_them(tracking: Tracking, tmp_path: Path) -> None:
+    store = CellStore(str(tmp_path))
+    away(tracking)
+    with tracked_run(tracking, store, "digits", "told late", log=print, tags={}, params={}) as run:
+        run.log_metrics({"n": 2}, tags={"seed": 7}, params={"attack": "fgm"})
+    tracking.ask_again()
+    ((_, run_id, _),) = write_backlog(tracking, store).runs
+    found = MlflowClient(tracking.mlflow_tracking_uri).get_run(run_id).data
+    assert (found.metrics, found.params, found.tags["seed"]) == ({"n": 2}, {"attack": "fgm"}, "7")
 
 
 def test_a_run_cut_short_by_an_outage_is_finished_when_mlflow_is_back(tracking: Tracking, tmp_path: Path) -> None:
