@@ -9,9 +9,11 @@ Why: docs/decisions/0034-sqlite-stays-open.md
 
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
@@ -46,6 +48,7 @@ class _Kept:
     def __init__(self) -> None:
         self._engines = _Engines(RUNS_KEPT_OPEN)
         self._lock = threading.Lock()
+        self._beginning: bytes | None = None
 
     def engine(self, url: str) -> Engine:
         """The engine of a database, made when it is first asked for."""
@@ -56,6 +59,30 @@ class _Kept:
                 event.listen(engine, "connect", _synchronous)
                 self._engines[key] = engine
             return self._engines[key]
+
+    def began_as_another(self, path: Path) -> bool:
+        """Make the database of a run as a copy of one that was as new, which Dagster's migrations take long to make.
+
+        Returns:
+            Whether it was made: not where this process has made none yet, nor where there is one already.
+        """
+        if self._beginning is None or path.exists():
+            return False
+        made = path.with_name(f"{path.name}.{os.getpid()}")  # not among the databases of runs
+        made.write_bytes(self._beginning)
+        try:
+            os.link(made, path)  # whole or not at all, and never over one that another process has made meanwhile
+        except OSError:
+            return False
+        finally:
+            made.unlink()
+        return True
+
+    def keep_beginning(self, path: Path) -> None:
+        """Remember the database of a run that nothing has been written to."""
+        with closing(sqlite3.connect(path)) as connection:
+            if not connection.execute("SELECT count(*) FROM event_logs").fetchone()[0]:
+                self._beginning = connection.serialize()
 
     def close(self) -> None:
         """Close what this process has opened."""
@@ -103,7 +130,11 @@ class _EventLogStorage(SqliteEventLogStorage):
         with self._db_lock:
             engine = _kept(self).engine(url)
             if shard not in self._initialized_dbs:
-                self._initdb(engine, for_index_shard=shard == INDEX_SHARD_NAME)
+                if shard == INDEX_SHARD_NAME:
+                    self._initdb(engine, for_index_shard=True)
+                elif not _kept(self).began_as_another(Path(self.path_for_shard(shard))):
+                    self._initdb(engine)
+                    _kept(self).keep_beginning(Path(self.path_for_shard(shard)))
                 self._initialized_dbs.add(shard)
             with engine.begin() as connection:
                 yield connection

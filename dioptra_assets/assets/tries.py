@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
@@ -99,8 +100,8 @@ def refuse_before_work(context: dg.AssetExecutionContext, store: CellStore, spec
 
 def refuse_ended_run(context: dg.AssetExecutionContext) -> None:
     """Called last before a value is published: a run that was ended meanwhile publishes nothing."""
-    run = context.instance.get_run_by_id(context.run_id)
-    if run is not None and run.is_finished:
+    ended = dg.RunsFilter(run_ids=[context.run_id], statuses=FINISHED_STATUSES)
+    if context.instance.get_runs_count(ended) and (run := context.instance.get_run_by_id(context.run_id)):
         raise RunEndedError(
             f"run {context.run_id} ended ({run.status.value}) before this cell did: it is not published"
         )

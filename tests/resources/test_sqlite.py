@@ -1,8 +1,10 @@
 """Dagster's state of an embedded home: its own databases, opened once."""
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from sqlite3 import dbapi2
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.utils import make_new_run_id
 
 from resources import home, sqlite
 from tests.conftest import ROOT
@@ -54,6 +57,51 @@ def test_a_database_is_opened_once(folder: Path, opened: list[str]) -> None:
             instance.get_runs_count()
             assert str(number) in partitions(instance)
         assert len(opened) <= 2, opened
+
+
+def log_of(instance: dg.DagsterInstance, run_id: str) -> dict[str, str]:
+    """What the database of a run's log is made of."""
+    with instance.event_log_storage.run_connection(run_id):  # type: ignore[attr-defined]
+        pass
+    with closing(sqlite3.connect(instance.event_log_storage.path_for_shard(run_id))) as connection:  # type: ignore[attr-defined]
+        made = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+        made["version"] = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+        made["journal"] = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        return made
+
+
+def test_the_database_of_a_run_is_made_once_and_then_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    real = sqlite.SqliteEventLogStorage._initdb
+
+    def counted(storage: Any, engine: Any, for_index_shard: bool = False) -> None:
+        made.append(for_index_shard)
+        real(storage, engine, for_index_shard)
+
+    with home.instance() as instance:
+        monkeypatch.setattr(sqlite.SqliteEventLogStorage, "_initdb", counted)
+        runs = [make_new_run_id() for _ in range(5)]
+        logs = [log_of(instance, run) for run in runs]
+        assert made.count(False) == 1
+        assert logs[0]["journal"] == "wal"
+        assert "event_logs" in logs[0]
+        assert all(log == logs[0] for log in logs)
+        assert set(instance.event_log_storage.get_all_run_ids()) == set(runs)  # type: ignore[attr-defined]
+        report(instance, "after")
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as plain:
+        assert log_of(plain, make_new_run_id()) == logs[0]
+
+
+def test_the_log_of_a_run_that_another_process_has_begun_is_not_replaced(folder: Path) -> None:
+    run_id = make_new_run_id()
+    with home.instance() as instance, dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as other:
+        log_of(instance, make_new_run_id())
+        log_of(other, run_id)
+        path = Path(other.event_log_storage.path_for_shard(run_id))  # type: ignore[attr-defined]
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE mark (a)")
+        assert "mark" in log_of(instance, run_id)
+    assert not [file for file in path.parent.iterdir() if file.name.endswith(str(os.getpid()))]
 
 
 def test_a_home_that_dagster_kept_is_the_same_home(folder: Path) -> None:
