@@ -1,3 +1,5 @@
+import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pandas.util import hash_pandas_object
 
 from resources.cells import Cell, CellStore
 from resources.tables import from_parquet, packed, read_table, read_tables, table_hash, to_parquet, write_table
@@ -34,6 +37,24 @@ def example_table() -> pd.DataFrame:
             "probabilities": list(np.arange(12, dtype=np.float32).reshape(4, 3) / 7),
         }
     )
+
+
+def test_the_hash_of_a_table_is_that_of_pandas_for_each_column() -> None:
+    table = example_table().assign(kind=pd.Categorical(["a", "b", None, "a"]), nothing=None)
+    digest = hashlib.sha256(b"4\0")
+    for name in table:
+        digest.update(f"{name}\0{table[name].dtype}\0".encode())
+        if name == "probabilities":
+            digest.update(b"".join(b"float32(3,)" + row.tobytes() for row in table[name]))
+        else:
+            digest.update(hash_pandas_object(table[name], index=False).to_numpy().tobytes())
+    assert table_hash(table) == digest.hexdigest()
+    assert table_hash(table.set_index(pd.Index([5, 5, 6, 7]))) == digest.hexdigest()
+
+
+def test_a_table_is_read_as_pandas_reads_it() -> None:
+    content = to_parquet(example_table())
+    pd.testing.assert_frame_equal(from_parquet(content), pd.read_parquet(io.BytesIO(content)))
 
 
 @pytest.fixture
