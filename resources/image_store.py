@@ -8,12 +8,16 @@ Why: docs/decisions/0005-image-sets-are-zarr.md
 
 import hashlib
 import json
+import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
+from cachetools import LRUCache, cached
 from zarr.codecs import ZstdCodec
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, ObjectStore
@@ -28,6 +32,8 @@ PIXELS = "pixels"
 INDEX = "index.parquet"
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 64 << 20
+# Of sets that cell after cell reads, so much is held in memory: the testing sets of MNIST and smaller ones.
+KEPT_BYTES = 64 << 20
 
 
 def write_image_set(
@@ -91,6 +97,30 @@ def read_image_set(stored: StoredCell) -> ImageSet:
     """The set of a cell, lazily: its index is read now, its pixels when they are asked for."""
     class_names = tuple(stored.manifest.attributes["class_names"])
     return ImageSet(StoredPixels(stored), from_parquet(stored.read(INDEX)), class_names, str(stored.cell))
+
+
+def read_often(stored: StoredCell) -> ImageSet:
+    """The set of a cell that other cells ask for too: a small one is read once by a process, and then held.
+
+    A version never changes, so what is held is what is stored. Its pixels cannot be written to.
+    """
+    facts = stored.manifest.attributes
+    if 4 * math.prod((facts["n"], *facts["image_shape"])) > KEPT_BYTES:
+        return read_image_set(stored)
+    kept = _kept(stored)
+    return replace(kept, index=kept.index.copy(deep=False))
+
+
+@cached(
+    LRUCache(KEPT_BYTES, lambda image_set: 4 * math.prod(image_set.pixels.shape)),
+    key=lambda stored: (stored.store.url, stored.prefix),
+    lock=threading.Lock(),
+)
+def _kept(stored: StoredCell) -> ImageSet:
+    image_set = read_image_set(stored)
+    images, _ = image_set.to_numpy()
+    images.flags.writeable = False
+    return replace(image_set, pixels=images)
 
 
 class StoredPixels:

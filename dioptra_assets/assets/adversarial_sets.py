@@ -23,7 +23,7 @@ from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
 from resources.compute import prepare_device
-from resources.image_store import read_image_set, write_image_set
+from resources.image_store import read_image_set, read_often, write_image_set
 from resources.models import read_model
 from resources.tracking import CellRun
 
@@ -63,23 +63,20 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
     """
     architecture, key = cell.cell.partition[ARCHITECTURE], cell.cell.partition[ATTACK]
     attack = read_attack(cell, key)
-    testing_set = read_image_set(cell.read("testing_set"))
+    testing_set = read_often(cell.read("testing_set"))
     device = prepare_device()
     seed = attack.seed if attack.seed is not None else cell.seed
     change = Change(testing_set.pixels.shape, shown_rows(testing_set))
     if cell.twin:
         stored = copy(cell, cell.twin)
         for before, after in zip(testing_set.batches(), read_image_set(stored).batches(), strict=True):
-            change.add(before.images, after.images)
+            change.add(before.images, after.images, after.index)
     else:
         facts = {"seed": seed, "model_version": stored_model.manifest.data_version, **cell.facts}
         stored = _attack(cell, attack, load(stored_model), testing_set, change=change, facts=facts)
-    adversarial_set = read_image_set(stored)
     with cell.mlflow_run() as run:
-        if run:
-            run.log_tags({"device": device, "seed": str(seed)})
-            if cell.spec.log_sets:
-                log_archive(run, adversarial_set, f"testing_adversarial_{attack.method}.tar.gz")
+        if run and cell.spec.log_sets:
+            log_archive(run, read_image_set(stored), f"testing_adversarial_{attack.method}.tar.gz")
     return CellResult(
         stored,
         {
@@ -89,12 +86,13 @@ def attack_model(cell: CellContext, stored_model: StoredCell, load: Callable[[St
             "seed": seed,
         },
         {
-            "n": len(adversarial_set),
+            "n": change.n,
             "share of images changed": change.share,
             "largest change of a pixel": change.largest,
-            "images without gradient": float(adversarial_set.index["zero_gradient"].sum()),
-            "queries per image": float(adversarial_set.index["queries"].mean()),
+            "images without gradient": float(change.without_gradient),
+            "queries per image": change.queries / change.n,
         },
+        tags={"device": device, "seed": str(seed)},
     )
 
 
@@ -132,7 +130,7 @@ def _watched(attacked: Iterable[AttackedBatch], clean: Passing, change: Change) 
     """The adversarial images on their way to the store, held beside the images they were made of."""
     done = 0
     for batch in attacked:
-        change.add(clean.taken(done, done + len(batch.images)), batch.images)
+        change.add(clean.taken(done, done + len(batch.images)), batch.images, batch.index)
         done += len(batch.images)
         yield ImageBatch(batch.images, batch.index)
 
@@ -142,7 +140,7 @@ def _comparison(change: Change) -> bytes:
     before, after = change.before, change.after
     picture = tile(np.concatenate([before, after, 0.5 + (after - before) / 2]), columns=len(before))
     zoom = max(1, 700 // picture.shape[1])
-    return encode_png(picture.repeat(zoom, axis=0).repeat(zoom, axis=1))
+    return encode_png(picture, zoom)
 
 
 def log_archive(run: CellRun, image_set: ImageSet, name: str) -> None:

@@ -25,7 +25,7 @@ from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
 from resources.compute import prepare_device
-from resources.image_store import read_image_set
+from resources.image_store import read_image_set, read_often
 from resources.models import read_model
 from resources.tables import read_table, read_tables, write_table
 
@@ -89,12 +89,13 @@ def _examples(cell: CellContext) -> CellResult:
     if cell.twin:
         return _taken_over(cell, cell.twin)
     source, key = cell.cell.partition[ARCHITECTURE], cell.cell.partition[ATTACK]
-    testing_set = read_image_set(cell.read("testing_set"))
+    testing_set = read_often(cell.read("testing_set"))
     stored_set = cell.read("adversarial_set", **cell.cell.partition)
     adversarial_set = held(read_image_set(stored_set))
     targets = [{ARCHITECTURE: architecture} for architecture in cell.architectures()]
     models, missing_models = cell.present("model", targets)
-    _, missing_predictions = cell.present("clean_predictions", targets)
+    predictions, missing_predictions = cell.present("clean_predictions", targets)
+    of_target = {stored.cell.partition[ARCHITECTURE]: stored for stored in predictions}
     missing = missing_models + missing_predictions
     absent = {path.rsplit("/", 1)[-1] for path in missing}
     models = [model for model in models if model.cell.partition[ARCHITECTURE] not in absent]
@@ -109,7 +110,7 @@ def _examples(cell: CellContext) -> CellResult:
         target = model.cell.partition[ARCHITECTURE]
         tables.append(
             example_table(
-                clean=read_table(cell.read("clean_predictions", **{ARCHITECTURE: target})),
+                clean=read_table(of_target[target]),
                 adversarial=predict(read_model(model), adversarial_set),
                 distances=distances,
                 source=source,

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 
 from dioptra_assets.robustness.image_set import ImageSet, Pixels
 
@@ -48,9 +49,12 @@ class Passing:
 
 
 class Change:
-    """How far the images of a set are changed, and what some of them look like before and after.
+    """How far the images of a set are changed, what that took, and what some of them look like before and after.
 
     Attributes:
+        n: how many images have passed.
+        queries: evaluations of the model, of all of them.
+        without_gradient: how many had a gradient of zero.
         share: of the images that differ at all, 0 to 1.
         largest: the largest difference of any pixel, 0 to 1.
         before: the images at the rows that are shown, float32 [shown, height, width, channels].
@@ -58,23 +62,26 @@ class Change:
     """
 
     def __init__(self, shape: tuple[int, ...], shown: np.ndarray) -> None:
-        self._n, self._seen, self._changed = shape[0], 0, 0
+        self.n = self.queries = self.without_gradient = 0
+        self._changed = 0
         self._places = {int(row): place for place, row in enumerate(shown)}
         self.largest = 0.0
         self.before = np.zeros((len(shown), *shape[1:]), np.float32)
         self.after = np.zeros_like(self.before)
 
-    def add(self, before: np.ndarray, after: np.ndarray) -> None:
-        """The next images, before and after."""
+    def add(self, before: np.ndarray, after: np.ndarray, index: pd.DataFrame) -> None:
+        """The next images, before and after, with their rows of the adversarial set's index."""
+        self.queries += int(index["queries"].sum())
+        self.without_gradient += int(index["zero_gradient"].sum())
         differences = np.abs(after - before).max(axis=(1, 2, 3))
         self._changed += int((differences > 0).sum())
         self.largest = max(self.largest, float(differences.max()))
         for row, place in self._places.items():
-            if 0 <= row - self._seen < len(before):
-                self.before[place], self.after[place] = before[row - self._seen], after[row - self._seen]
-        self._seen += len(before)
+            if 0 <= row - self.n < len(before):
+                self.before[place], self.after[place] = before[row - self.n], after[row - self.n]
+        self.n += len(before)
 
     @property
     def share(self) -> float:
         """See above."""
-        return self._changed / self._n
+        return self._changed / self.n

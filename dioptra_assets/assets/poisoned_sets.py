@@ -164,7 +164,7 @@ def _poisons(clean: ImageSet, poisoned: ImageSet) -> dg.MarkdownMetadataValue | 
         return "none: poison_fraction is 0"
     shown = tile(np.concatenate([clean.images(rows), poisoned.images(rows)]), columns=len(rows))
     zoom = max(1, 700 // shown.shape[1])
-    return picture(encode_png(shown.repeat(zoom, axis=0).repeat(zoom, axis=1)), "clean images above their poisons")
+    return picture(encode_png(shown, zoom), "clean images above their poisons")
 
 
 def _manifest(cell: CellContext) -> CellResult:

@@ -35,7 +35,7 @@ from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell
 from resources.compute import prepare_device
-from resources.image_store import read_image_set
+from resources.image_store import read_image_set, read_often
 from resources.models import read_model
 from resources.tables import read_table, read_tables, write_table
 
@@ -134,7 +134,7 @@ def _looked_at(cell: CellContext, stored: Sequence[StoredCell], looked_at: Mappi
     """Rows of `MODEL_SANITY_COLUMNS` on the metric tables of a model."""
     architecture, table = cell.cell.partition[ARCHITECTURE], read_tables(stored)
     metrics = table[(table["source"] == architecture) & (table["target"] == architecture)]
-    testing_set = read_image_set(cell.read("testing_set"))
+    testing_set = read_often(cell.read("testing_set"))
     prepare_device()
     model = read_model(cell.read("model", **cell.cell.partition))
     attacks = _attacks(cell, [one.cell.partition[ATTACK] for one in stored])

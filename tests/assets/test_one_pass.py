@@ -37,6 +37,7 @@ def test_an_attack_reads_its_set_once_whatever_is_shown_of_it(images: np.ndarray
     image_set = ImageSet.from_arrays(images, labels, ["a", "b", "c"])
     made = images.copy()
     made[[0, 2, 20]] += 0.25
+    index = image_set.index.assign(queries=np.arange(N), zero_gradient=np.arange(N) % 5 == 0)
     clean, shown = Passing(counted), shown_rows(image_set)
     change = Change(clean.shape, shown)
 
@@ -47,7 +48,7 @@ def test_an_attack_reads_its_set_once_whatever_is_shown_of_it(images: np.ndarray
             while counted.reads.sum() < min(given + size, N):
                 start = int(counted.reads.sum())
                 clean[slice(start, min(start + 10, N))]
-            yield AttackedBatch(made[given : given + size], image_set.index.iloc[given : given + size])
+            yield AttackedBatch(made[given : given + size], index.iloc[given : given + size])
             given += size
 
     stored = np.concatenate([batch.images for batch in _watched(attacked(), clean, change)])
@@ -55,6 +56,7 @@ def test_an_attack_reads_its_set_once_whatever_is_shown_of_it(images: np.ndarray
     assert (counted.reads == 1).all()
     assert change.share == pytest.approx(3 / N)
     assert change.largest == pytest.approx(0.25)
+    assert (change.n, change.queries, change.without_gradient) == (N, sum(range(N)), 5)
     np.testing.assert_array_equal(change.before, images[shown])
     np.testing.assert_array_equal(change.after, made[shown])
     assert not clean._kept, "what has passed is let go"

@@ -19,7 +19,7 @@ from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
 from resources import image_store
 from resources.cells import Cell, CellStore, DamagedCellError, StoredCell, StoreError
-from resources.image_store import read_image_set, write_image_set
+from resources.image_store import read_image_set, read_often, write_image_set
 from resources.tables import table_hash
 from tests.resources.test_cells import Bomb, snapshot
 
@@ -364,7 +364,7 @@ def test_writing_and_reading_a_set_takes_memory_for_shards_and_not_for_the_set(t
         import numpy as np, pandas as pd
         from dioptra_assets.robustness.image_set import ImageBatch
         from resources.cells import Cell, CellStore
-        from resources.image_store import read_image_set, write_image_set
+        from resources.image_store import read_image_set, read_often, write_image_set
 
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -419,3 +419,41 @@ def test_batches_are_taken_one_at_a_time(store: CellStore):
         write_image_set(store, CELL, batches(), n=20, image_shape=SHAPE, class_names=CLASSES)
     assert taken == 3
     assert not any(path.is_file() for path in Path(store.url).rglob("*"))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were read, once a reading."""
+    files: list[str] = []
+    real = StoredCell.read
+    monkeypatch.setattr(StoredCell, "read", lambda stored, name: (files.append(name), real(stored, name))[1])
+    return files
+
+
+def test_a_small_set_that_cell_after_cell_asks_for_is_read_once(store: CellStore, read: list[str]) -> None:
+    made = image_set()
+    write(store, made)
+    first = read_often(store.open(CELL))
+    assert read
+    read.clear()
+    for _ in range(3):
+        again = read_often(store.open(CELL))
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(made))
+        again.index["label"] = 0  # what one cell does to it, the next does not see
+        pd.testing.assert_frame_equal(read_often(store.open(CELL)).index, first.index)
+        with pytest.raises(ValueError, match="read-only"):
+            np.asarray(again.pixels)[0] = 0
+    assert not read
+
+
+def test_a_new_version_of_a_set_is_read_again(store: CellStore) -> None:
+    write(store, image_set(seed=0))
+    read_often(store.open(CELL))
+    write(store, image_set(seed=1))
+    np.testing.assert_array_equal(np.asarray(read_often(store.open(CELL))), np.asarray(image_set(seed=1)))
+
+
+def test_a_large_set_is_not_held(store: CellStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, image_set())
+    monkeypatch.setattr(image_store, "KEPT_BYTES", 21 * 4 * int(np.prod(SHAPE)) - 1)
+    assert isinstance(read_often(store.open(CELL)).pixels, image_store.StoredPixels)
