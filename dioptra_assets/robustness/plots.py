@@ -5,16 +5,18 @@ smoothed. Every function draws into a figure of its own in one fixed style, so t
 whatever the user's matplotlib settings are, and no pyplot state is touched.
 """
 
+import functools
 import io
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import pandas as pd
+from cachetools import LRUCache, cached
 
 from dioptra_assets.robustness.image_set import to_uint8
 
@@ -68,6 +70,19 @@ _STYLE = {
     "savefig.facecolor": "white",
 }
 _STYLE_LOCK = threading.Lock()
+# Pictures of tables that the report shows again after the asset that they belong to.
+_DRAWN: LRUCache[tuple[object, ...], bytes] = LRUCache(32)
+_DRAWN_LOCK = threading.Lock()
+Draw = TypeVar("Draw", bound=Callable[..., bytes])
+
+
+def _drawn_once(draw: Draw) -> Draw:
+    """A picture of a table, drawn once by a process: the same table gives the same bytes."""
+
+    def key(table: pd.DataFrame, **options: object) -> tuple[object, ...]:
+        return draw.__name__, table.to_csv(), *sorted(options.items())
+
+    return cast(Draw, functools.wraps(draw)(cached(_DRAWN, key, _DRAWN_LOCK)(draw)))
 
 
 def image_grid(images: np.ndarray, titles: Sequence[str] | None = None, columns: int = 10) -> bytes:
@@ -119,6 +134,7 @@ def comparison_grid(clean: np.ndarray, adversarial: np.ndarray, titles: Sequence
     return _picture_rows(rows, [list(titles), [], []], ["clean", "adversarial", "difference\n(grey: unchanged)"])
 
 
+@_drawn_once
 def loss_curves(history: pd.DataFrame) -> bytes:
     """Loss and accuracy against the epoch, training and validation.
 
@@ -153,6 +169,7 @@ def loss_curves(history: pd.DataFrame) -> bytes:
         return _png(figure)
 
 
+@_drawn_once
 def transfer_heat_map(matrix: pd.DataFrame, *, title: str, value_label: str = "robust accuracy") -> bytes:
     """Every model (column) on the images that were made on every model (row).
 
@@ -214,6 +231,7 @@ def transfer_heat_map(matrix: pd.DataFrame, *, title: str, value_label: str = "r
         return _png(figure)
 
 
+@_drawn_once
 def security_curves(curve: pd.DataFrame, *, class_count: int) -> bytes:
     """Accuracy against eps with 95 % intervals: one panel a family, one colour a target, one marker a source.
 
@@ -378,18 +396,19 @@ def _picture_rows(rows: list[np.ndarray], titles: list[list[str]], headings: lis
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+        # Pixels that are repeated are laid on one sheet: an axes for each image would take most of the time.
+        sheet = np.full((total_height, total_width, 3), 255, np.uint8) if zoom >= 1 else None
         top = margin
         for number, (images, texts, head) in enumerate(zip(rows, wrapped, heads, strict=True)):
             top += head
             for column, picture in enumerate(images):
                 x = left + column * (cell_width + gap)
-                y = total_height - top - cell_height
-                axes = figure.add_axes(
-                    (x / total_width, y / total_height, cell_width / total_width, cell_height / total_height)
-                )
                 shown = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
-                axes.imshow(shown, interpolation="nearest", aspect="auto")
-                axes.set_axis_off()
+                if sheet is not None:
+                    place = slice(top, top + cell_height), slice(x, x + cell_width)
+                    sheet[place] = shown.repeat(int(zoom), axis=0).repeat(int(zoom), axis=1)
+                else:
+                    _thinned(figure, shown, (x, total_height - top - cell_height, cell_width, cell_height))
                 if texts:
                     centre = (x + cell_width / 2) / total_width
                     above = (total_height - top + 8) / total_height
@@ -398,7 +417,18 @@ def _picture_rows(rows: list[np.ndarray], titles: list[list[str]], headings: lis
                 middle = (total_height - top - cell_height / 2) / total_height
                 figure.text((left - 14) / total_width, middle, headings[number], ha="right", va="center", fontsize=8)
             top += cell_height + gap
+        if sheet is not None:
+            figure.figimage(sheet)
         return _png(figure)
+
+
+def _thinned(figure: "Figure", image: np.ndarray, place: tuple[int, int, int, int]) -> None:
+    """Draw a large image smaller, at (left, bottom, width, height) in pixels of the figure."""
+    width, height = figure.get_size_inches() * figure.dpi
+    left, bottom, across, up = place
+    axes = figure.add_axes((left / width, bottom / height, across / width, up / height))
+    axes.imshow(image, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
 
 
 def _curve(axes: "Axes", line: pd.DataFrame, colour: str, marker: str, *, solid: bool) -> None:

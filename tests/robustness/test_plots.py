@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dioptra_assets.robustness import plots
@@ -84,6 +85,7 @@ def test_every_picture_is_drawn_without_a_warning_and_twice_alike(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         png = PICTURES[name]()
+    plots._DRAWN.clear()
     assert PICTURES[name]() == png
     assert b"Software" not in png[:200]
     pixels = decoded(png)
@@ -95,6 +97,7 @@ def test_every_picture_is_drawn_without_a_warning_and_twice_alike(name):
 
 def test_a_users_matplotlib_settings_change_nothing_and_are_left_alone():
     expected = PICTURES["security_curves"]()
+    plots._DRAWN.clear()
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
         assert PICTURES["security_curves"]() == expected
         assert mpl.rcParams["font.size"] == 30
@@ -201,3 +204,30 @@ def test_a_matrix_of_many_models_stays_a_page():
     names = [f"net_{number}" for number in range(60)]
     height, width, _ = decoded(plots.transfer_heat_map(matrix(names), title="fgm")).shape
     assert max(height, width) < 15 * plots.DPI
+
+
+def test_a_picture_of_a_table_is_drawn_once_for_its_asset_and_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bytes] = []
+    real = plots._png
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(real(figure)) or drawn[-1])
+    matrix = pd.DataFrame([[0.125, 0.5], [0.25, 1.0]], index=["here", "there"], columns=["here", "there"])
+    first = plots.transfer_heat_map(matrix, title="drawn once")
+    assert plots.transfer_heat_map(matrix.copy(), title="drawn once") == first
+    assert len(drawn) == 1
+    others = [
+        plots.transfer_heat_map(matrix, title="another title"),
+        plots.transfer_heat_map(matrix + 1e-16, title="drawn once"),
+        plots.transfer_heat_map(matrix.rename(columns={"here": "new"}), title="drawn once"),
+    ]
+    assert len(drawn) == 4
+    assert len({first, others[0], others[2]}) == 3
+
+
+@pytest.mark.parametrize(("side", "axes"), [(28, 0), (168, 0), (400, 5)])
+def test_images_that_are_not_thinned_are_one_sheet(side: int, axes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An axes for each image took most of the time of a report."""
+    figures: list[Figure] = []
+    real = plots._png
+    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or real(figure))
+    plots.image_grid(np.zeros((5, side, side, 1)))
+    assert len(figures[0].axes) == axes
