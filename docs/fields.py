@@ -42,17 +42,17 @@ def page() -> str:
         _section("`attributes`", ExperimentFile),
         _section("`watch`", Watch),
         _section("`notify`", Notify),
-        _section("`data` with `source: digits`", DigitsSource),
-        _section("`data` with `source: mnist`", MnistSource),
-        _section("`data` with `source: image_folder`", ImageFolderSource),
-        _section("An entry of `architectures`", TrainingRecipe),
-        _section("`madry` in an entry of `architectures`", MadryTraining),
+        _section("`data`: `digits`", DigitsSource),
+        _section("`data`: `mnist`", MnistSource),
+        _section("`data`: `image_folder`", ImageFolderSource),
+        _section("`architectures`", TrainingRecipe),
+        _section("`architectures`: `madry`", MadryTraining),
         *(
-            _section(f"An entry of `{section}` with `method: {name}`", config)
+            _section(f"`{section}`: `{name}`", config)
             for section, methods in ENTRIES.items()
             for name, config in methods.items()
         ),
-        _section("`trigger` in an entry of `poisonings`", Trigger),
+        _section("`poisonings`: `trigger`", Trigger),
     ]
     return "\n\n".join(sections) + "\n"
 
