@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import dioptra_assets as da
 from docs import command_line, fields, records
 
 pytestmark = pytest.mark.quick
@@ -55,10 +56,16 @@ def test_the_lock_file_names_no_address() -> None:
     assert not re.search(r"://|index-url|find-links", (ROOT / "requirements.lock").read_text())
 
 
-def test_every_make_target_that_the_readme_names_is_there() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()))
-    assert {target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_make_target_that_a_page_names_is_there(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets
+
+
+def test_the_page_of_the_python_interface_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    assert sorted(re.findall(r"^::: dioptra_assets\.(\w+)$", page, re.MULTILINE)) == sorted(da.__all__)
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
