@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,15 @@ def project_root() -> Path | None:
     """The checkout this package runs from, or None when it is installed without one."""
     root = Path(__file__).resolve().parent.parent
     return root if (root / "dagster.yaml").exists() and (root / "pyproject.toml").exists() else None
+
+
+def instance_settings() -> Path | None:
+    """The `dagster.yaml` that a new home gets: the one of the checkout, or the one that a wheel holds."""
+    if root := project_root():
+        return root / "dagster.yaml"
+    package = find_spec("dioptra_assets")
+    held = Path(package.origin).parent / "dagster.yaml" if package and package.origin else None
+    return held if held and held.exists() else None
 
 
 def read_env_file() -> None:
@@ -62,10 +72,10 @@ def instance() -> "Iterator[DagsterInstance]":
 
     from resources.sqlite import with_kept_connections
 
-    folder, root = home(), project_root()
+    folder, settings = home(), instance_settings()
     folder.mkdir(parents=True, exist_ok=True)
-    if root and not (folder / "dagster.yaml").exists():
-        shutil.copy(root / "dagster.yaml", folder)
+    if settings and not (folder / "dagster.yaml").exists():
+        shutil.copy(settings, folder)
     with DagsterInstance.from_ref(with_kept_connections(InstanceRef.from_dir(str(folder)), str(folder))) as opened:
         yield opened
 

@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,18 @@ def test_a_tracking_server_keeps_artifacts_where_it_wants(monkeypatch: pytest.Mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert home.tracking_uri() == "http://mlflow:5000"
     assert home.artifact_location() == ""
+
+
+def test_a_new_home_of_an_installed_wheel_gets_the_settings_that_the_wheel_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "dioptra_assets").mkdir()
+    (tmp_path / "dioptra_assets" / "__init__.py").touch()
+    monkeypatch.setattr(home, "project_root", lambda: None)
+    spec = importlib.util.spec_from_file_location("dioptra_assets", tmp_path / "dioptra_assets" / "__init__.py")
+    monkeypatch.setattr(home, "find_spec", lambda name: spec)
+    assert home.instance_settings() is None, "an editable installation without its checkout"
+    (tmp_path / "dioptra_assets" / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    with home.instance():
+        assert (tmp_path / "home" / "dagster.yaml").read_text() == "telemetry: {enabled: false}"
