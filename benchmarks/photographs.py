@@ -33,11 +33,11 @@ CASES = (
     ("le_net", "pgd", 8),
     ("le_net", "pgd", 32),
     ("resnet50", "fgm", 32),
-    ("resnet50", "fgm", 256),
-    ("resnet50", "pgd", 8),
+    ("resnet50", "fgm", 128),
+    ("resnet50", "pgd", 4),
 )
 # As many are attacked again in batches of 16.
-COMPARED = {"fgm": 256, "pgd": 8}
+COMPARED = {"fgm": 256, "pgd": 4}
 READ_AT_ONCE = 16
 
 
