@@ -54,10 +54,19 @@ def mistakes_in(package: Path) -> dict[str, str]:
 def _all_at_once(package: Path) -> dg.Definitions:
     """The folder as Dagster reads it, with the tree of components that its UI shows."""
     check_files(package / "defs")  # before Dagster reads them
-    tree = dg.ComponentTree.for_project(path_within_project=package)
+    tree = _project(package)
     # Of the folder alone: `load_from_defs_folder` also imports every component that any installed package registers
     # (dagster-aws and with it boto3), to list them in the UI, which doubles the time of loading.
     return dg.Definitions.merge(tree.build_defs(package / "defs"), dg.Definitions(component_tree=tree))
+
+
+def _project(package: Path) -> dg.ComponentTree:
+    """The tree of a project; of an installed package, which has no project file beside it, that of its own folder."""
+    beside = (package.parent, package.parent.parent)  # the package may stand in a folder `src`
+    if any((folder / name).is_file() for folder in beside for name in ("pyproject.toml", "dg.toml")):
+        return dg.ComponentTree.for_project(path_within_project=package)
+    defs = importlib.import_module(f"{package.name}.defs")
+    return dg.ComponentTree(defs_module=defs, project_root=package.parent, code_location_name=package.name)
 
 
 def _one_by_one(package: Path) -> Iterator[tuple[str, dg.Definitions | str]]:
@@ -65,7 +74,7 @@ def _one_by_one(package: Path) -> Iterator[tuple[str, dg.Definitions | str]]:
 
     Dagster reads a tree as a whole, so that each part gets one of its own; the UI shows no tree of components then.
     """
-    project = dg.ComponentTree.for_project(path_within_project=package)
+    project = _project(package)
     for path in sorted((package / "defs").iterdir()):
         if path.name.startswith((".", "__")) or not (path.is_dir() or path.suffix == ".py"):
             continue

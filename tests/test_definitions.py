@@ -11,7 +11,8 @@ import dagster as dg
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from tests.conftest import ROOT, SETTINGS
+from dioptra_assets.definitions import mistakes
+from tests.conftest import ROOT, SETTINGS, Lab
 
 pytestmark = pytest.mark.quick
 
@@ -240,3 +241,10 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
             yield from (
                 (f"{node.module}.{alias.name}" if of_package else node.module, node.lineno) for alias in node.names
             )
+
+
+def test_an_installed_package_has_its_experiments_without_a_project_file_beside_it(blank: Lab) -> None:
+    (blank.folder / "pyproject.toml").unlink()
+    assert dg.AssetKey(["tiny", "model"]) in blank.defs().resolve_asset_graph().get_all_asset_keys()
+    blank.write_text("type: nonsense")
+    assert "tiny" in mistakes(package=blank.folder / blank.module)
