@@ -167,8 +167,10 @@ def train(
             {"class_name": recipe.optimizer, "config": {"learning_rate": recipe.learning_rate}}
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
     )
+    # A step that makes its variables when it is traced is traced twice.
+    cast(Any, model.optimizer).build(model.trainable_variables)
     steps = math.ceil(len(training_rows) / recipe.batch_size)
     whole_epochs = int(recipe.epochs)
     last_steps = round((recipe.epochs - whole_epochs) * steps)

@@ -32,6 +32,23 @@ def test_the_same_recipe_and_seed_give_the_same_bytes_with_dropout_too(digits: I
     assert first != other
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "adagrad", "sgd"])
+def test_a_training_step_is_traced_once(digits: ImageSet, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small model most of the time goes there."""
+    import keras
+
+    traced: list[str] = []
+    real = keras.Model.train_step
+
+    def step(model: keras.Model, data: object) -> object:
+        traced.append(model.name)
+        return real(model, data)
+
+    monkeypatch.setattr(keras.Model, "train_step", step)
+    train(recipe(optimizer=optimizer), digits, seed=0)
+    assert traced == ["shallow_net"]
+
+
 def test_training_learns(digits: ImageSet) -> None:
     trained = train(recipe(epochs=25, learning_rate=0.01), digits, seed=0)
     assert trained.history["val_accuracy"].iloc[-1] > 0.93
