@@ -2,7 +2,10 @@
 
 import doctest
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,18 @@ def test_the_examples_of_docstrings_give_what_they_say(path: Path) -> None:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted and not found.failed
+
+
+@pytest.mark.heavy
+def test_the_site_builds_with_strict_links_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    plain = os.environ | {"NO_COLOR": "1"}
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=plain, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    loaded = {
+        path: re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?:[^\">]+)", path.read_text())
+        for path in pages
+    }
+    assert not any(loaded.values()), loaded
