@@ -92,7 +92,7 @@ def _section(entry: EntryPoint, names: list[str]) -> str:
             "",
             f'<!-- skip: next "{NOT_RUN}" -->',
             "```sh",
-            f"dioptra-assets run {entry.name} {' '.join(f'-P {one}' for one in call(entry))}",
+            f"dioptra-assets run {entry.name} {_folded([f'-P {one}' for one in call(entry)])}",
             "```",
             "",
             "| parameter | sets | allowed | default |",
@@ -100,6 +100,12 @@ def _section(entry: EntryPoint, names: list[str]) -> str:
             *rows,
         ]
     )
+
+
+def _folded(words: list[str], at_once: int = 3) -> str:
+    """Words of a command, a few on a line."""
+    lines = [" ".join(words[start : start + at_once]) for start in range(0, len(words), at_once)]
+    return " \\\n    ".join(lines)
 
 
 def _place(parameter: Parameter) -> str:
