@@ -99,7 +99,7 @@ def measured(architecture: str, method: str, count: int) -> Pair:
     name = (
         f"{method.upper()} of {count:,} photographs of 224x224x3 on {architecture}, {made.batch} at once, "
         f"{made.seconds / count:.2f} s an image: peak resident memory ({made.before:.2f} GB with the model loaded; "
-        f"of a million numbers {differing:.1g} differ from batches of 16, by at most {largest:.1g}); peer: the limit"
+        f"of a million numbers {differing:,.2f} differ from batches of 16, by at most {largest:.1g}); peer: the limit"
     )
     return Pair(name, LIMIT, made.peak, LIMIT / made.peak, 1.0, unit="GB")
 
