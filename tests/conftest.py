@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Generator, Iterator, Mapping
@@ -132,6 +133,7 @@ class Lab:
 
     def materialize(self) -> Launched:
         """Compute what is missing or stale of the experiment."""
+        self.mlflow()
         with self.instance() as instance:
             module = f"{self.module}.definitions"
             self.statuses()
@@ -139,12 +141,20 @@ class Lab:
         self.statuses()
         return launched
 
+    def mlflow(self) -> str:
+        """Where the MLflow of this home is; a database that is not there is copied from one that was made once."""
+        database = self.home / "mlflow" / "mlflow.db"
+        if not database.exists():
+            database.parent.mkdir(exist_ok=True)
+            database.write_bytes(empty_mlflow_database())
+        return f"sqlite:///{database}"
+
     def run(self, asset: str, *partitions: str) -> dg.ExecuteInProcessResult:
         """One run of one asset, over a range of partitions where two are given."""
         names = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
         tags: dict[str, str] = dict(zip(names, partitions, strict=True)) if len(partitions) == 2 else {}
-        # As a launch does it: Dagster would start two processes a step, to mirror what the step writes.
-        with self.instance() as instance, to_the_log_alone():
+        self.mlflow()
+        with self.instance() as instance:
             return (
                 self.defs()
                 .resolve_implicit_global_asset_job_def()
@@ -231,6 +241,16 @@ def skeleton(folder: Path) -> Lab:
     return Lab(folder)
 
 
+@functools.cache
+def empty_mlflow_database() -> bytes:
+    """What MLflow takes seconds to make in a new home, made once a process."""
+    from mlflow.tracking import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 CODE_LOCATION = """
 from pathlib import Path
 
@@ -263,6 +283,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     sharing = [item.path for item in items if "finished" in getattr(item, "fixturenames", ())]
     long = {item.path for item in items if item.get_closest_marker("quick") is None}
     items.sort(key=lambda item: (item.path not in long, item.path in sharing and item.path != sharing[0]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_mirrors() -> Iterator[None]:
+    """As a launch does it: Dagster would start two processes a step, to mirror what the step writes."""
+    with to_the_log_alone():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Registering models as strangers do, and following them as Dagster's daemon does."""
 
-import functools
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,23 +34,10 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def client(lab: Lab) -> Any:
-    """A client of a lab's MLflow; a database that is not there is copied from one that was made once, in seconds."""
+    """A client of a lab's MLflow."""
     from mlflow.tracking import MlflowClient
 
-    database = lab.home / "mlflow" / "mlflow.db"
-    if not database.exists():
-        database.parent.mkdir(exist_ok=True)
-        database.write_bytes(_empty_database())
-    return MlflowClient(f"sqlite:///{database}")
-
-
-@functools.cache
-def _empty_database() -> bytes:
-    from mlflow.tracking import MlflowClient
-
-    with tempfile.TemporaryDirectory() as folder:
-        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-        return Path(folder, "mlflow.db").read_bytes()
+    return MlflowClient(lab.mlflow())
 
 
 def register(lab: Lab, path: Path, name: str = "team_le_net", tags: dict[str, str] | None = None) -> str:

@@ -70,7 +70,7 @@ ARROWS = {
     "loading": {"broken", "partitions"},
     "definitions": {"assets", "experiment", "jobs", "launch", "loading", "partitions", "resources", "sensors"},
     "sensors": {"assets", "launch", "partitions", "resources", "watching"},
-    "watching": {"assets", "launch", "partitions", "resources", "robustness", "staleness"},
+    "watching": {"assets", "launch", "partitions", "resources", "robustness", "staleness", "step_output"},
     "looking": {"assets", "client", *BELOW_ASSETS},
     "registered": {"assets", "definitions", "launch", "watching", *BELOW_ASSETS},
     "launch": {

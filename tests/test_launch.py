@@ -27,14 +27,14 @@ from dagster._daemon.backfill import execute_backfill_iteration
 from sqlalchemy import Engine, event
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
-from dioptra_assets.definitions import resource_definitions
+from dioptra_assets.definitions import experiment_spec, resource_definitions
 from dioptra_assets.launch import UnknownExperimentError, materialize_experiment
 from dioptra_assets.leftovers import LEADER_TAG, clear_leftovers, leader
+from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment
 from resources.cells import Cell, CellStore
 from resources.documents import write_config
 from resources.room import NoRoomError
-from resources.tables import read_table, write_table
 from resources.user import USER_TAG
 from tests.assets.test_cells import EXTRA, causes, cell_path, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, ROOT, SETTINGS, Lab
@@ -113,8 +113,8 @@ def test_what_is_made_from_a_failed_cell_is_skipped_and_made_up_for_by_the_next_
 
 
 @pytest.fixture
-def digits(finished: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A home for the project's own experiment `digits`, with a small set and models to attack, and examples of one."""
+def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A home for the project's own experiment `digits`, with a small set, models to attack and two of its attacks."""
     import keras
 
     from dioptra_assets.robustness.architectures import build
@@ -127,6 +127,7 @@ def digits(finished: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> La
     lab = Lab(tmp_path)
     lab.home.mkdir()
     (lab.home / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
+    lab.mlflow()
     monkeypatch.setenv("DAGSTER_HOME", str(lab.home))
     write_image_set(
         lab.store,
@@ -140,10 +141,9 @@ def digits(finished: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> La
     for architecture in ("shallow_net", "le_net"):
         model = build(architecture, (28, 28, 1), 10)
         write_model(lab.store, Cell("digits/model", {"architecture": architecture}), model, pd.DataFrame({"loss": []}))
-    cell = {"architecture": "le_net", "attack": "fgm_0.3"}
-    examples = finished.find("evasion_examples", **cell)
-    facts = {name: fact for name, fact in examples.manifest.attributes.items() if name != "rows"}
-    write_table(lab.store, Cell("digits/evasion_examples", cell), read_table(examples), attributes=facts)
+    for attack in ("fgm_0.2", "fgm_0.3"):
+        config = attack_document(experiment_spec("digits").attacks[attack])
+        write_config(lab.store, Cell("digits/attack_config", {"attack": attack}), config)
     return lab
 
 
@@ -165,18 +165,14 @@ def test_dg_launch_computes_partition_ranges_and_single_cells(digits: Lab) -> No
     def stored(asset: str) -> list[str]:
         return [cell.path.removeprefix(f"digits/{asset}/") for cell in digits.store.cells(f"digits/{asset}")]
 
-    configs = launch("--assets", "digits/attack_config", "--partition-range", "fgm_0.05...fgm_0.3")
-    assert configs.returncode == 0, configs.stderr
-    assert stored("attack_config") == ["fgm_0.05", "fgm_0.1", "fgm_0.2", "fgm_0.3"]
-
     sets = launch("--assets", "digits/adversarial_set", "--partition-range", "shallow_net|fgm_0.2...le_net|fgm_0.3")
     assert sets.returncode == 0, sets.stderr
     square = [f"{architecture}/{attack}" for architecture in ARCHITECTURES for attack in ("fgm_0.2", "fgm_0.3")]
     assert stored("adversarial_set") == sorted(square)
 
-    one = launch("--assets", "digits/evasion_metrics", "--partition", "le_net|fgm_0.3")
+    one = launch("--assets", "digits/attack_config", "--partition", "fgm_0.05")
     assert one.returncode == 0, one.stderr
-    assert stored("evasion_metrics") == ["le_net/fgm_0.3"]
+    assert stored("attack_config") == ["fgm_0.05", "fgm_0.2", "fgm_0.3"]
 
     with digits.instance() as instance:
         records = instance.fetch_materializations(dg.AssetKey(["digits", "adversarial_set"]), limit=100).records
@@ -370,7 +366,7 @@ def test_a_killed_launch_does_not_block_the_next(lab: Lab) -> None:
     script = f"""
 import os, signal
 import dioptra_assets.assets.adversarial_sets as sets
-sets.perturb_set = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+sets.prepare_device = lambda: os.kill(os.getpid(), signal.SIGKILL)
 from pathlib import Path
 from tests.conftest import Lab
 Lab(Path({str(lab.folder)!r})).materialize()

@@ -7,6 +7,7 @@ import dagster as dg
 
 from dioptra_assets.assets.cells import dynamic_dimension
 from dioptra_assets.launch import QUIET
+from dioptra_assets.step_output import to_the_log_alone
 from dioptra_assets.watching.announcing import announced
 from dioptra_assets.watching.asked_runs import VERSIONS_TAG
 from dioptra_assets.watching.registry import Seen
@@ -53,9 +54,10 @@ def follow(
             assets: Any = list(request.asset_selection or [])
             tags = dict(request.tags)
             log(f"{', '.join(key.path[-1] for key in assets)} of {tags.get(VERSIONS_TAG, 'all')}")
-            job.execute_in_process(
-                run_config=QUIET, asset_selection=assets, instance=instance, tags=tags, raise_on_error=False
-            )
+            with to_the_log_alone():
+                job.execute_in_process(
+                    run_config=QUIET, asset_selection=assets, instance=instance, tags=tags, raise_on_error=False
+                )
 
 
 def record(watcher: Watcher, seen: Seen, log: Callable[[str], None]) -> None:
