@@ -161,23 +161,31 @@ def launch(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
     )
 
 
-def test_dg_launch_computes_partition_ranges_and_single_cells(digits: Lab) -> None:
-    def stored(asset: str) -> list[str]:
-        return [cell.path.removeprefix(f"digits/{asset}/") for cell in digits.store.cells(f"digits/{asset}")]
-
-    sets = launch("--assets", "digits/adversarial_set", "--partition-range", "shallow_net|fgm_0.2...le_net|fgm_0.3")
-    assert sets.returncode == 0, sets.stderr
+def test_dg_launch_computes_partition_ranges(digits: Lab) -> None:
+    done = launch("--assets", "digits/adversarial_set", "--partition-range", "shallow_net|fgm_0.2...le_net|fgm_0.3")
+    assert done.returncode == 0, done.stderr
     square = [f"{architecture}/{attack}" for architecture in ARCHITECTURES for attack in ("fgm_0.2", "fgm_0.3")]
-    assert stored("adversarial_set") == sorted(square)
-
-    one = launch("--assets", "digits/attack_config", "--partition", "fgm_0.05")
-    assert one.returncode == 0, one.stderr
-    assert stored("attack_config") == ["fgm_0.05", "fgm_0.2", "fgm_0.3"]
-
+    assert stored(digits, "adversarial_set") == sorted(square)
     with digits.instance() as instance:
         records = instance.fetch_materializations(dg.AssetKey(["digits", "adversarial_set"]), limit=100).records
     recorded = [cell_path(record.event_log_entry) for record in records]
-    assert sorted(recorded) == [f"digits/adversarial_set/{path}" for path in stored("adversarial_set")]
+    assert sorted(recorded) == [f"digits/adversarial_set/{path}" for path in sorted(square)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asset", "key"), [("attack_config", "fgm_0.05"), ("adversarial_set", "le_net|fgm_0.3")], ids=["config", "set"]
+)
+def test_dg_launch_computes_single_cells(asset: str, key: str, digits: Lab) -> None:
+    before = stored(digits, asset)
+    done = launch("--assets", f"digits/{asset}", "--partition", key)
+    assert done.returncode == 0, done.stderr
+    assert stored(digits, asset) == sorted([*before, key.replace("|", "/")])
+
+
+def stored(lab: Lab, asset: str) -> list[str]:
+    """The partitions of an asset of `digits` that are stored."""
+    return [cell.path.removeprefix(f"digits/{asset}/") for cell in lab.store.cells(f"digits/{asset}")]
 
 
 def test_dg_launch_without_a_home_is_refused_before_anything_is_stored(
