@@ -21,6 +21,8 @@ import dagster as dg
 import pandas as pd
 import pytest
 import yaml
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.loader import LoadingContextForTest
@@ -289,6 +291,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_mirrors() -> Iterator[None]:
     """As a launch does it: Dagster would start two processes a step, to mirror what the step writes."""
     with to_the_log_alone():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once() -> Iterator[None]:
+    """Dagster and MLflow read all their migrations anew for each database that they open, to see that none is due."""
+    read: Any = ScriptDirectory.from_config
+    kept: dict[tuple[str | None, str | None], ScriptDirectory] = {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        key = config.config_file_name, config.get_main_option("script_location")
+        if key not in kept:
+            kept[key] = read(config)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ScriptDirectory, "from_config", from_config)
         yield
 
 

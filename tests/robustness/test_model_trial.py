@@ -17,7 +17,7 @@ from dioptra_assets.robustness.training import TrainingRecipe, initial_model
 from resources.mlflow_client import file_sha256
 
 SHAPE = (8, 8, 1)
-ENDING = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+ENDING = "import faulthandler, os, signal; faulthandler.disable(); os.kill(os.getpid(), signal.SIGSEGV)"
 
 
 @pytest.fixture
