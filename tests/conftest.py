@@ -1,8 +1,10 @@
 """One small experiment, materialized once a test session, and copies of it that a test may do anything with."""
 
+import contextlib
 import functools
 import hashlib
 import importlib
+import io
 import json
 import os
 import shutil
@@ -248,7 +250,8 @@ def empty_mlflow_database() -> bytes:
     """What MLflow takes seconds to make in a new home, made once a process."""
     from mlflow.tracking import MlflowClient
 
-    with tempfile.TemporaryDirectory() as folder:
+    # What MLflow says of it is nothing that a test has done.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
         return Path(folder, "mlflow.db").read_bytes()
 
