@@ -66,6 +66,16 @@ def test_every_make_target_that_a_page_names_is_there(page: Path) -> None:
     assert named <= targets
 
 
+def test_every_setting_that_the_code_reads_is_explained_on_a_page() -> None:
+    setting = re.compile(r"DIOPTRA_ASSETS_[A-Z0-9_]*[A-Z0-9]")
+    read = {
+        name for path in [*CODE, ROOT / "Makefile", ROOT / "compose.yaml"] for name in setting.findall(path.read_text())
+    }
+    read -= {"DIOPTRA_ASSETS_SERVICES"}  # marks the processes of `make services-up`
+    named = {name for page in PAGES for name in setting.findall(page.read_text())}
+    assert {name.replace("_GRPC", "") for name in read} <= named
+
+
 def test_the_page_of_the_python_interface_has_every_public_name() -> None:
     page = (ROOT / "docs" / "reference" / "python.md").read_text()
     assert sorted(re.findall(r"^::: dioptra_assets\.(\w+)$", page, re.MULTILINE)) == sorted(da.__all__)
