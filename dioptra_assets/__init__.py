@@ -7,7 +7,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dioptra_assets.client import (
+    from dioptra_assets.api.inspection import compare, history, metrics, show
+    from dioptra_assets.api.loading import (
         Job,
         Report,
         catalog,
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
         submit_job,
         tracking_uri,
     )
-    from dioptra_assets.looking import compare, history, metrics, show
-    from dioptra_assets.registered import follow, verdicts, versions
+    from dioptra_assets.api.registered_versions import follow, verdicts, versions
 
 __all__ = [
     "Job",
@@ -46,9 +46,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the package itself is imported by every part of it.
     if name in __all__:
-        from dioptra_assets import client, looking, registered
+        from dioptra_assets.api import inspection, loading, registered_versions
 
-        return next(getattr(room, name) for room in (client, looking, registered) if hasattr(room, name))
+        return next(getattr(room, name) for room in (loading, inspection, registered_versions) if hasattr(room, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -316,8 +316,8 @@ def run_entry_point(
     help_wanted: Annotated[bool, typer.Option("--help", help="Show the parameters of the entry point.")] = False,
 ) -> None:
     """Run one entry point in the workbench; parameters that do not exist are refused with those that do."""
+    from dioptra_assets.api.submission import ServerError, submit_job
     from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, entry_point
-    from dioptra_assets.submit import ServerError, submit_job
 
     if name is None:
         table = Table("entry point", "what it does", title="dioptra-assets run ENTRY_POINT [-P name=value ...]")
@@ -348,7 +348,7 @@ def run_entry_point(
 @app.command(name="job")
 def show_job(job_id: Annotated[str, typer.Argument(metavar="ID", help="As `run` printed it.")]) -> None:
     """Say what became of a job: queued, started, finished or failed."""
-    from dioptra_assets.submit import get_job_by_id
+    from dioptra_assets.api.submission import get_job_by_id
 
     try:
         job = get_job_by_id(job_id)

@@ -30,8 +30,8 @@ from sqlalchemy.pool import Pool
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
+from dioptra_assets.api.submission import TOKEN_VARIABLE
 from dioptra_assets.guard import Guard, Visitor, token_of
-from dioptra_assets.submit import TOKEN_VARIABLE
 from resources.executors import SettingError
 from resources.user import USER_TAG, user_name, user_tags
 

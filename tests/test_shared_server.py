@@ -10,7 +10,7 @@ from sqlalchemy.pool import QueuePool
 from websockets.asyncio.client import connect
 
 from benchmarks.clusters import free_port
-from dioptra_assets.submit import submit_job
+from dioptra_assets.api.submission import submit_job
 from dioptra_assets.ui import ping
 from tests.conftest import EXPERIMENT, Lab, enter, skeleton
 from tests.servers import answer, dagster_ui, graphql
@@ -108,13 +108,13 @@ def test_a_backfill_says_who_launched_it(shared: str, project: Lab) -> None:
 
 
 def test_the_command_line_submits_with_the_token(shared: str, project: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dioptra_assets import submit
+    from dioptra_assets.api import submission
 
     enter(monkeypatch, project)
-    monkeypatch.setattr(submit, "LOCATION", f"{project.module}.definitions")
-    monkeypatch.setattr(submit, "user_name", lambda: "dave")
+    monkeypatch.setattr(submission, "LOCATION", f"{project.module}.definitions")
+    monkeypatch.setattr(submission, "user_name", lambda: "dave")
     monkeypatch.setenv("DIOPTRA_ASSETS_SERVER", shared)
-    with pytest.raises(submit.ServerError, match="viewers may look"):
+    with pytest.raises(submission.ServerError, match="viewers may look"):
         submit_job("train", "-P model_architecture=le_net")
     monkeypatch.setenv("DIOPTRA_ASSETS_UI_TOKEN", TOKEN)
     assert submit_job("train", "-P model_architecture=le_net").status == "queued"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dioptra_assets.api.submission import Job, get_job_by_id, submit_job
 from dioptra_assets.assets.values import Report, value_of
-from dioptra_assets.submit import Job, get_job_by_id, submit_job
 from partitions.configs import ExperimentError
 from resources import home, tables
 from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
@@ -96,8 +96,8 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
         LookupError: when the experiment has not met the version.
         DamagedCellError: when a stored table is not what was written.
     """
+    from dioptra_assets.api.gate_verdicts import verdicts
     from dioptra_assets.definitions import defs, experiment_spec
-    from dioptra_assets.gate_verdicts import verdicts
 
     spec = experiment_spec(experiment)
     with home.instance() as instance, warnings.catch_warnings():

@@ -14,7 +14,8 @@ import pytest
 from typer.main import get_command
 
 import dioptra_assets as da
-from dioptra_assets import cli, client, definitions
+from dioptra_assets import cli, definitions
+from dioptra_assets.api import loading
 from dioptra_assets.launch import Launched
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
@@ -264,5 +265,5 @@ def test_materialize_in_python_makes_its_home_where_there_is_none(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "new" / "home"))
     monkeypatch.setattr(definitions, "defs", blank.defs)
     with pytest.raises(LookupError, match="there is no experiment 'other', there are tiny"):
-        client.materialize("other", log=print)
+        loading.materialize("other", log=print)
     assert (tmp_path / "new" / "home").is_dir()
