@@ -11,10 +11,10 @@ def main() -> None:
     interrupts.watch()
     try:
         with loading():
-            from dioptra_assets import cli
+            from dioptra_assets.command_line import app
 
             gc.freeze()  # a process of this command alone: see `loading`
-        cli.main()
+        app.main()
     except interrupts.Interrupted:
         interrupts.leave()
 

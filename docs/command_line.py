@@ -1,6 +1,6 @@
 """Write docs/reference/command-line.md from the commands themselves: `python -m docs.command_line`.
 
-It is typer's own page (`typer dioptra_assets.cli utils docs`), with the whole first sentence of each command
+It is typer's own page (`typer dioptra_assets.command_line.app utils docs`), with the whole first sentence of each command
 in the list.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import typer.cli
 from typer.main import get_command
 
-from dioptra_assets import cli
+from dioptra_assets.command_line import app
 
 PAGE = Path(__file__).parent / "reference" / "command-line.md"
 HEAD = """# Command line
@@ -24,7 +24,7 @@ same. The parameters of `run` are those of the [entry points](entry-points.md).
 
 def page() -> str:
     """The whole page, in Markdown."""
-    command = get_command(cli.app)
+    command = get_command(app.app)
     context = typer.Context(command, info_name="dioptra-assets")
     written = typer.cli.get_docs_for_click(obj=command, ctx=context, name="dioptra-assets")
     commands = html.unescape(written[written.index("## ") :])

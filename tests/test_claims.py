@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dioptra_assets import cli, definitions
+from dioptra_assets import definitions
+from dioptra_assets.command_line import app
 from resources.cells import Cell, CellStore
 from resources.claims import ClaimedError, claim, claim_of, keep_to_claim, refuse_others
 from tests.conftest import EXPERIMENT, Lab, enter, skeleton
@@ -131,7 +132,7 @@ def test_another_checkout_with_an_edited_file_computes_nothing_until_it_claims(
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["dioptra-assets", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return int(ended.value.code or 0)
 
     assert call("materialize", "tiny") == 1

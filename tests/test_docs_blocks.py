@@ -21,7 +21,8 @@ from sybil.example import NotEvaluated
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
-from dioptra_assets import cli, definitions
+from dioptra_assets import definitions
+from dioptra_assets.command_line import app
 from partitions.experiments import ExperimentFile, parse_experiment
 from tests.conftest import EXPERIMENT, ROOT, Lab, enter, skeleton
 
@@ -64,7 +65,7 @@ def run_commands(example: Example) -> None:
         if not words:
             continue
         assert words[0] == "dioptra-assets", f"{example.path}:{example.line}: {words[0]!r} is not run here: mark it"
-        done = CliRunner().invoke(cli.app, words[1:])
+        done = CliRunner().invoke(app.app, words[1:])
         assert done.exit_code == 0, f"{example.path}:{example.line}: {line}\n{done.output}\n{done.exception!r}"
 
 
@@ -166,7 +167,7 @@ def test_every_block_is_run_or_read_and_what_is_not_run_says_why() -> None:
 
 @pytest.mark.quick
 def test_every_command_that_a_page_names_is_there() -> None:
-    commands = {one.name or getattr(one.callback, "__name__", "") for one in cli.app.registered_commands}
+    commands = {one.name or getattr(one.callback, "__name__", "") for one in app.app.registered_commands}
     for page in PAGES:
         named = set(re.findall(r"(?<=dioptra-assets )[a-z][a-z-]+", " ".join(re.findall(r"`[^`]+`", page.read_text()))))
         assert named <= commands, f"{page}: {named - commands}"

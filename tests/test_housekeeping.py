@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from dioptra_assets import archive, cli, housekeeping
+from dioptra_assets import archive, housekeeping
 from dioptra_assets.archive import ArchiveError, export_experiment, import_experiment
+from dioptra_assets.command_line import app
 from dioptra_assets.launch import Launched, materialize_experiment
 from dioptra_assets.robustness.image_set import ImageSet
 from resources import cells
@@ -53,7 +54,7 @@ def content(store: CellStore) -> dict[str, bytes]:
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(app.app, arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import dioptra_assets as da
-from dioptra_assets import cli
 from dioptra_assets.assets.keyed_configs import keep_config
+from dioptra_assets.command_line import app
 from dioptra_assets.definitions import defs
 from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, parse_kwargs, parse_parameters, unused
 from dioptra_assets.jobs import JOB, OP, plan
@@ -138,7 +138,7 @@ def test_every_entry_point_runs_with_every_parameter_that_the_demos_document(wor
     for name in ("miface", "gen_poison_test_data", "gen_poison_clean_data"):
         own = {} if name == "gen_poison_test_data" else MODEL
         given = [text for one in documented(name, **own) for text in ("-P", one)]
-        done = runner.invoke(cli.app, ["run", name, *given])
+        done = runner.invoke(app.app, ["run", name, *given])
         assert done.exit_code == 0, done.output
         assert "finished" in done.output
     assert "data_dir=/nfs/data/Mnist/testing is not used: " in done.output

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets import overview
-from dioptra_assets.overview import counted
+from dioptra_assets.command_line import overview
+from dioptra_assets.command_line.overview import counted
 from dioptra_assets.robustness import model_trial
 from dioptra_assets.sensors import NIGHTLY_JOB, NIGHTLY_OP
 from partitions.experiments import Watch

@@ -237,7 +237,7 @@ def listening(checkout: Path) -> set[tuple[str, int]]:
     }
 
 
-DEMO = ("-c", "from dioptra_assets.cli import main; main()", "demo")
+DEMO = ("-c", "from dioptra_assets.command_line.app import main; main()", "demo")
 
 
 @pytest.mark.slow

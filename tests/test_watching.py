@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import dioptra_assets as da
 from dioptra_assets.assets import adversarial_sets
-from dioptra_assets.cli import app
+from dioptra_assets.command_line.app import app
 from dioptra_assets.robustness.data.digits import DigitsSource
 from dioptra_assets.watching.planning import Todo, runs
 from dioptra_assets.watching.verdicts import LONGEST_PAUSE, pause

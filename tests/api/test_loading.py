@@ -14,8 +14,9 @@ import pytest
 from typer.main import get_command
 
 import dioptra_assets as da
-from dioptra_assets import cli, definitions
+from dioptra_assets import definitions
 from dioptra_assets.api import loading
+from dioptra_assets.command_line import app as cli
 from dioptra_assets.launch import Launched
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
@@ -206,7 +207,7 @@ def test_missing_cells_of_an_asset_name_the_command_that_makes_them_all(
 ) -> None:
     from typer.main import get_command
 
-    from dioptra_assets.cli import app
+    from dioptra_assets.command_line.app import app
 
     monkeypatch.setattr(definitions, "defs", blank.defs)
     message = missing("tiny/evasion_metrics", attack="weak")

@@ -9,7 +9,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from dioptra_assets import cli, definitions
+from dioptra_assets import definitions
+from dioptra_assets.command_line import app
 from partitions.configs import ExperimentError
 from partitions.experiments import parse_experiment
 from resources.tables import read_table
@@ -27,7 +28,7 @@ def gated(lab: Lab, *gates: Any) -> Lab:
 
 def asked(lab: Lab, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
     """What `dioptra-assets gate tiny` says, of the lab's project."""
-    return of_lab(lab, lambda: CliRunner().invoke(cli.app, ["gate", "tiny", *options]))
+    return of_lab(lab, lambda: CliRunner().invoke(app.app, ["gate", "tiny", *options]))
 
 
 def of_lab(lab: Lab, ask: Callable[[], Any]) -> Any:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dioptra_assets import display, progress
+from dioptra_assets import progress
+from dioptra_assets.command_line import display
+from dioptra_assets.command_line.display import line, showing
 from dioptra_assets.definitions import defs
-from dioptra_assets.display import line, showing
 from dioptra_assets.launch import materialize_experiment
 from resources import home
 from resources.cells import CellStore

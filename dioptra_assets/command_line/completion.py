@@ -52,7 +52,7 @@ def parameters(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _files() -> Iterator[Path]:
-    return iter(sorted((Path(__file__).parent / "defs").glob("*/defs.yaml")))
+    return iter(sorted((Path(__file__).parent.parent / "defs").glob("*/defs.yaml")))
 
 
 def _fitting(names: Iterable[str], incomplete: str) -> list[str]:

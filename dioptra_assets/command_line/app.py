@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from dioptra_assets import completion, housekeeping_cli
-from dioptra_assets.display import showing
+from dioptra_assets.command_line import completion, housekeeping
+from dioptra_assets.command_line.display import showing
 from resources import home
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -116,7 +116,7 @@ def list_experiments(
     every_cell: Annotated[bool, typer.Option("--cells", help="Every cell with its state, a line each.")] = False,
 ) -> None:
     """List the experiments, or the assets of one: how many cells each has, and how many are up to date."""
-    from dioptra_assets import overview
+    from dioptra_assets.command_line import overview
     from dioptra_assets.launch import UnknownExperimentError
 
     try:
@@ -276,7 +276,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the report of an experiment to an HTML file."""
-    from dioptra_assets import overview
+    from dioptra_assets.command_line import overview
     from dioptra_assets.launch import UnknownExperimentError
 
     _write_report(experiment, output)
@@ -399,7 +399,7 @@ def mlflow_backlog() -> None:
         console.print("nothing waits for MLflow")
 
 
-housekeeping_cli.register(app)
+housekeeping.register(app)
 
 
 def main() -> None:

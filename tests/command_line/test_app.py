@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets import cli, definitions, overview
+from dioptra_assets import definitions
+from dioptra_assets.command_line import app, overview
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, Lab, skeleton
 
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal in which a long line would be folded."""
-    monkeypatch.setattr(cli.console, "width", 80)
-    monkeypatch.setattr(cli.errors, "width", 40)
+    monkeypatch.setattr(app.console, "width", 80)
+    monkeypatch.setattr(app.errors, "width", 40)
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def run(*arguments: str) -> tuple[int, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["dioptra-assets", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         printed = capsys.readouterr()
         return int(ended.value.code or 0), printed.out.splitlines(), printed.err.splitlines()
 
