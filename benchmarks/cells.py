@@ -39,7 +39,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     from dioptra_assets.assets.cells import IO_MANAGER
     from dioptra_assets.assets.io_manager import StoredCells
     from dioptra_assets.experiment import experiment_assets
-    from dioptra_assets.launch import materialize_experiment
+    from dioptra_assets.runs.launch import materialize_experiment
     from partitions.experiments import parse_experiment
     from resources import home
     from resources.cells import CellStore

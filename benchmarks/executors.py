@@ -143,7 +143,7 @@ def _backfill(engine: str) -> float:
 
     import dagster as dg
 
-    from dioptra_assets.launch import materialize_experiment
+    from dioptra_assets.runs.launch import materialize_experiment
     from resources import home
     from resources.cells import CellStore
 

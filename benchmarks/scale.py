@@ -116,7 +116,7 @@ def measured(folder: Path, chosen: argparse.Namespace) -> list[str]:
 
     from dioptra_assets.definitions import experiment_spec, resource_definitions
     from dioptra_assets.experiment import experiment_assets
-    from dioptra_assets.launch import materialize_cell
+    from dioptra_assets.runs.launch import materialize_cell
     from resources.cells import Cell, CellStore
 
     definitions = __import__(f"{MODULE}.definitions").definitions.defs()
@@ -187,7 +187,7 @@ def planned(definitions: Any, instance: Any, store: Any) -> int:
     """Ask of every cell whether it is missing or stale, as `materialize` does, and compute none."""
     from dagster._core.definitions.partitions.context import partition_loading_context
 
-    from dioptra_assets.launch import cells_of, to_compute
+    from dioptra_assets.runs.launch import cells_of, to_compute
 
     graph, count = definitions.resolve_asset_graph(), 0
     with partition_loading_context(dynamic_partitions_store=instance):

@@ -2,7 +2,7 @@
 
 import gc
 
-from dioptra_assets import interrupts
+from dioptra_assets.runs import interrupts
 from resources.imports import loading
 
 

@@ -207,7 +207,7 @@ def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str
     """
     from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
     from dioptra_assets.broken import mistakes, refuse_broken
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
     from partitions.keys import partition_of
 
     refuse_broken(graph, experiment)

@@ -22,7 +22,7 @@ from dioptra_assets.entry_points import (
     target_of,
     unused,
 )
-from dioptra_assets.launch import CellFailedError, materialize_cell
+from dioptra_assets.runs.launch import CellFailedError, materialize_cell
 from partitions.attacks import Family
 from partitions.dynamic_keys import config_key, is_short
 from partitions.image_sets import SETS, set_document, set_key

@@ -8,7 +8,7 @@ import dagster as dg
 
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
 from dioptra_assets.assets.configs import ATTACK_CONFIG
-from dioptra_assets.launch import materialize_experiment
+from dioptra_assets.runs.launch import materialize_experiment
 from dioptra_assets.watching.announcing import announced
 from dioptra_assets.watching.asked_runs import UNFINISHED
 from dioptra_assets.watching.follow import record

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from dioptra_assets.origin import MODULE, location_of
+from dioptra_assets.runs.origin import MODULE, location_of
 
 # What is left of the processes, runs among them, after being asked to end for so long is killed.
 STOP_SECONDS = 20.0

@@ -32,10 +32,10 @@ from dagster._core.storage.defs_state.base import _current_storage
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from filelock import FileLock
 
-from dioptra_assets.launch import Launched, materialize_experiment
 from dioptra_assets.robustness import training
-from dioptra_assets.staleness import stale_cells
-from dioptra_assets.step_output import to_the_log_alone
+from dioptra_assets.runs.launch import Launched, materialize_experiment
+from dioptra_assets.runs.staleness import stale_cells
+from dioptra_assets.runs.step_output import to_the_log_alone
 from resources.cells import Cell, CellStore
 from resources.tables import read_table
 

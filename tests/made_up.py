@@ -213,7 +213,7 @@ def _instance(folder: Path) -> Any:
 
 
 def _materialize(folder: Path) -> dict[str, Any]:
-    from dioptra_assets.launch import materialize_experiment
+    from dioptra_assets.runs.launch import materialize_experiment
 
     store = CellStore(str(folder / "store"))
     with _instance(folder) as instance:
@@ -245,7 +245,7 @@ def _run(folder: Path, asset: str, partitions: tuple[str, ...]) -> bool:
 
 def _look(folder: Path) -> dict[str, Any]:
     from dioptra_assets.assets.cells import DIMENSIONS
-    from dioptra_assets.staleness import stale_cells
+    from dioptra_assets.runs.staleness import stale_cells
     from partitions.keys import partition_of
 
     store, graph = CellStore(str(folder / "store")), _definitions(folder).resolve_asset_graph()

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from dioptra_assets import archive, housekeeping
 from dioptra_assets.archive import ArchiveError, export_experiment, import_experiment
 from dioptra_assets.command_line import app
-from dioptra_assets.launch import Launched, materialize_experiment
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.runs.launch import Launched, materialize_experiment
 from resources import cells
 from resources.cells import Cell, CellStore, sha256
 from resources.documents import read_config, write_config

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 from dioptra_assets.assets.cells import DIMENSIONS
 from dioptra_assets.definitions import defs
-from dioptra_assets.launch import materialize_experiment
+from dioptra_assets.runs.launch import materialize_experiment
 from partitions.keys import partition_of
 from tests.conftest import Lab, enter, skeleton
 

@@ -23,7 +23,7 @@ from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missi
 from resources.claims import keep_to_claim
 
 if TYPE_CHECKING:
-    from dioptra_assets.launch import Launched
+    from dioptra_assets.runs.launch import Launched
 
 __all__ = [
     "Job",
@@ -170,7 +170,7 @@ def materialize(
         ExperimentError: when the file of the experiment is wrong.
     """
     from dioptra_assets.definitions import defs, experiment_spec
-    from dioptra_assets.launch import UnknownExperimentError, materialize_experiment
+    from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings(), home.instance() as instance:

@@ -80,7 +80,7 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
         TrackingUnavailable: when MLflow does not answer.
     """
     from dioptra_assets.definitions import defs, experiment_spec, resource_definitions
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
     from dioptra_assets.watching.follow import follow as follow_registry
 
     spec = experiment_spec(experiment)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters, unused
-from dioptra_assets.origin import LOCATION
+from dioptra_assets.runs.origin import LOCATION
 from resources import home
 from resources.imports import loading
 from resources.user import USER_HEADER, user_name, user_tags
@@ -134,8 +134,8 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
     with loading():
         from dioptra_assets.definitions import defs
         from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
-        from dioptra_assets.launch import QUIET, failure_reason, leading
-        from dioptra_assets.leftovers import leader
+        from dioptra_assets.runs.launch import QUIET, failure_reason, leading
+        from dioptra_assets.runs.orphans import leader
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings(), home.instance() as instance, leading(instance):

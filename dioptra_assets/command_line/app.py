@@ -71,8 +71,8 @@ def _materialized(experiment: str, assets: Sequence[str] = (), cells: Sequence[s
     with showing(console):
         # Here, since they take seconds of which the display says something.
         import dioptra_assets as da
-        from dioptra_assets.launch import UnknownExperimentError
-        from dioptra_assets.selection import SelectionError
+        from dioptra_assets.runs.launch import UnknownExperimentError
+        from dioptra_assets.runs.selection import SelectionError
 
         try:
             launched = da.materialize(experiment, log=lambda line: None, assets=assets, cells=cells)
@@ -117,7 +117,7 @@ def list_experiments(
 ) -> None:
     """List the experiments, or the assets of one: how many cells each has, and how many are up to date."""
     from dioptra_assets.command_line import overview
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
 
     try:
         assets = overview.assets(experiment)
@@ -149,7 +149,7 @@ def check(
 ) -> None:
     """Check experiment files: a sentence for each mistake, and 1 at the end where there is one."""
     from dioptra_assets.definitions import mistakes
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
 
     try:
         wrong = mistakes(experiment)
@@ -167,7 +167,7 @@ def check(
 def claim(experiment: Experiment) -> None:
     """Make an experiment that is in the store this checkout's, where another had computed it from another file."""
     from dioptra_assets.definitions import experiment_spec
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
     from resources import claims
     from resources.cells import CellStore
 
@@ -224,8 +224,8 @@ def gate(
     numbers are missing, stale, or failed their sanity checks. With 2 where there is nothing to judge.
     """
     import dioptra_assets as da
-    from dioptra_assets.launch import UnknownExperimentError
     from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, overall, said
+    from dioptra_assets.runs.launch import UnknownExperimentError
 
     try:
         rows = da.gates(experiment, version)
@@ -277,7 +277,7 @@ def report(
 ) -> None:
     """Write the report of an experiment to an HTML file."""
     from dioptra_assets.command_line import overview
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
 
     _write_report(experiment, output)
     with suppress(UnknownExperimentError):  # kept of an experiment whose file is gone
@@ -385,7 +385,7 @@ def mlflow_backlog() -> None:
     """Tell MLflow what it could not be told while it was away; `materialize` does so at its end."""
     import dagster as dg
 
-    from dioptra_assets.backlog import tell_mlflow
+    from dioptra_assets.runs.backlog import tell_mlflow
     from resources.cells import CellStore
     from resources.tracking import Tracking
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dioptra_assets import progress
-from dioptra_assets.interrupts import closing
+from dioptra_assets.runs.interrupts import closing
 
 # Without a terminal, a line as often while nothing else is said.
 LINE_SECONDS = 10.0

@@ -103,7 +103,7 @@ def clean(
 
     from dioptra_assets import housekeeping
     from dioptra_assets.definitions import defs
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
     from resources.cells import CellStore
     from resources.tracking import Tracking, TrackingUnavailable
 
@@ -168,7 +168,7 @@ def backup_home(
 def _refuse_others(store: "CellStore", experiments: Collection[str]) -> None:
     """Refuse to remove anything of an experiment that another checkout declares otherwise, see `resources.claims`."""
     from dioptra_assets.definitions import experiment_spec
-    from dioptra_assets.launch import UnknownExperimentError
+    from dioptra_assets.runs.launch import UnknownExperimentError
     from resources.claims import refuse_others
 
     for name in sorted(experiments):

@@ -10,7 +10,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 
 from dioptra_assets.broken import mistakes, refuse_broken
 from dioptra_assets.definitions import defs
-from dioptra_assets.launch import UnknownExperimentError, cells_of, to_compute
+from dioptra_assets.runs.launch import UnknownExperimentError, cells_of, to_compute
 from resources import home
 from resources.cells import CellStore
 

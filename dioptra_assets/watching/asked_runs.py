@@ -14,7 +14,7 @@ from dagster._core.storage.tags import (
 
 from dioptra_assets.assets.cells import asset_key
 from dioptra_assets.assets.configs import ATTACK_CONFIG
-from dioptra_assets.launch import reasons_in
+from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 

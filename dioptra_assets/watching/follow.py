@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets.assets.cells import dynamic_dimension
-from dioptra_assets.launch import QUIET
-from dioptra_assets.step_output import to_the_log_alone
+from dioptra_assets.runs.launch import QUIET
+from dioptra_assets.runs.step_output import to_the_log_alone
 from dioptra_assets.watching.announcing import announced
 from dioptra_assets.watching.asked_runs import VERSIONS_TAG
 from dioptra_assets.watching.registry import Seen

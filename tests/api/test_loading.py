@@ -17,10 +17,10 @@ import dioptra_assets as da
 from dioptra_assets import definitions
 from dioptra_assets.api import loading
 from dioptra_assets.command_line import app as cli
-from dioptra_assets.launch import Launched
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
-from dioptra_assets.selection import select
+from dioptra_assets.runs.launch import Launched
+from dioptra_assets.runs.selection import select
 from resources.cells import Cell, DamagedCellError, MissingCellError
 from resources.tables import write_table
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, Lab

@@ -18,7 +18,6 @@ from dioptra_assets.assets import sanity
 from dioptra_assets.assets.inverted_sets import INVERSION_METRIC_COLUMNS
 from dioptra_assets.assets.poisoned_sets import MANIFEST_COLUMNS
 from dioptra_assets.assets.reports import COMPARISON_COLUMNS
-from dioptra_assets.launch import Launched
 from dioptra_assets.records.model_card import SPECIMEN
 from dioptra_assets.robustness.defences import defended, split_before_copies
 from dioptra_assets.robustness.defences.base import COPY_SUFFIX
@@ -26,6 +25,7 @@ from dioptra_assets.robustness.distances import DISTANCE_COLUMNS, set_distances
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.sanity import CHECKS, SanityResult
 from dioptra_assets.robustness.training import split_rows
+from dioptra_assets.runs.launch import Launched
 from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment
 from resources.documents import read_records, read_report

@@ -10,7 +10,7 @@ from dioptra_assets import progress
 from dioptra_assets.command_line import display
 from dioptra_assets.command_line.display import line, showing
 from dioptra_assets.definitions import defs
-from dioptra_assets.launch import materialize_experiment
+from dioptra_assets.runs.launch import materialize_experiment
 from resources import home
 from resources.cells import CellStore
 from tests import made_up_cells as made_up

@@ -28,7 +28,7 @@ from dagster._core.definitions.partitions.mapping.multi.multi_to_single import (
 )
 from dagster._core.loader import LoadingContext
 
-from dioptra_assets.assets.fan_in import PAGE, changed_partitions, changed_since, crowded_inputs, latest_events
+from dioptra_assets.runs.fan_in import PAGE, changed_partitions, changed_since, crowded_inputs, latest_events
 
 Partition = str | None
 

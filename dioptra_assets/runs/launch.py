@@ -21,14 +21,14 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID
-from dioptra_assets.backlog import tell_mlflow
 from dioptra_assets.broken import refuse_broken
-from dioptra_assets.interrupts import closing, noticed, saying
-from dioptra_assets.leftovers import clear_leftovers, end_led_runs, leader
-from dioptra_assets.origin import MODULE, location_of, of_location
-from dioptra_assets.selection import Selected, expected, select
-from dioptra_assets.staleness import stale_cells
-from dioptra_assets.step_output import to_the_log_alone
+from dioptra_assets.runs.backlog import tell_mlflow
+from dioptra_assets.runs.interrupts import closing, noticed, saying
+from dioptra_assets.runs.origin import MODULE, location_of, of_location
+from dioptra_assets.runs.orphans import clear_leftovers, end_led_runs, leader
+from dioptra_assets.runs.selection import Selected, expected, select
+from dioptra_assets.runs.staleness import stale_cells
+from dioptra_assets.runs.step_output import to_the_log_alone
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.cells import Cell, CellStore
@@ -125,7 +125,7 @@ def materialize_experiment(
         store: where values are kept.
         log: gets a line for each asset.
         module: where other processes find the code location, as `defs`, when the executor that was chosen has any.
-        assets: these alone and what they are made from, see :func:`dioptra_assets.selection.select`.
+        assets: these alone and what they are made from, see :func:`dioptra_assets.runs.selection.select`.
         cells: these alone and what they are made from.
 
     Raises:
@@ -163,7 +163,7 @@ def leading(instance: dg.DagsterInstance, module: str = MODULE) -> Iterator[prog
     Gives the board that says how far they are.
 
     Raises:
-        Interrupted, KeyboardInterrupt: where a signal came, see :func:`dioptra_assets.interrupts.noticed`.
+        Interrupted, KeyboardInterrupt: where a signal came, see :func:`dioptra_assets.runs.interrupts.noticed`.
     """
     with ExitStack() as stack:
         board = stack.enter_context(progress.board())

@@ -10,8 +10,8 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
-from dioptra_assets.assets.fan_in import crowded_inputs
-from dioptra_assets.staleness import stale_cells
+from dioptra_assets.runs.fan_in import crowded_inputs
+from dioptra_assets.runs.staleness import stale_cells
 
 MANY = dg.StaticPartitionsDefinition([f"k{number}" for number in range(120)])
 FEW = dg.StaticPartitionsDefinition(["a", "b"])

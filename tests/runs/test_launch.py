@@ -28,8 +28,8 @@ from sqlalchemy import Engine, event
 
 from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
 from dioptra_assets.definitions import experiment_spec, resource_definitions
-from dioptra_assets.launch import UnknownExperimentError, materialize_experiment
-from dioptra_assets.leftovers import LEADER_TAG, clear_leftovers, leader
+from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
+from dioptra_assets.runs.orphans import LEADER_TAG, clear_leftovers, leader
 from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment
 from resources.cells import Cell, CellStore

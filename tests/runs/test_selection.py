@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dioptra_assets.selection import SelectionError, expected, select
+from dioptra_assets.runs.selection import SelectionError, expected, select
 from tests import made_up_cells as made_up
 
 pytestmark = pytest.mark.quick

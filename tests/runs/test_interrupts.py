@@ -15,8 +15,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from dioptra_assets import interrupts
-from dioptra_assets.launch import Launched, materialize_experiment
+from dioptra_assets.runs import interrupts
+from dioptra_assets.runs.launch import Launched, materialize_experiment
 from resources import home
 from resources.cells import CellStore
 from tests import made_up_cells as made_up
