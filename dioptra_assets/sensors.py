@@ -8,12 +8,12 @@ import dagster as dg
 
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
 from dioptra_assets.assets.configs import ATTACK_CONFIG
+from dioptra_assets.registered_versions.announcing import announced
+from dioptra_assets.registered_versions.asked_runs import UNFINISHED
+from dioptra_assets.registered_versions.follow import record
+from dioptra_assets.registered_versions.registry import Seen
+from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import materialize_experiment
-from dioptra_assets.watching.announcing import announced
-from dioptra_assets.watching.asked_runs import UNFINISHED
-from dioptra_assets.watching.follow import record
-from dioptra_assets.watching.registry import Seen
-from dioptra_assets.watching.watcher import Watcher
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.store import StoreResource
 from resources.tracking import Tracking, TrackingUnavailable

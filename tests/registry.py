@@ -9,9 +9,9 @@ import pytest
 
 from dioptra_assets import sensors
 from dioptra_assets.definitions import resource_definitions
+from dioptra_assets.registered_versions.verdicts import Verdict, events_of, verdicts_of
 from dioptra_assets.robustness import model_trial
 from dioptra_assets.runs.launch import reasons_in
-from dioptra_assets.watching.verdicts import Verdict, events_of, verdicts_of
 from partitions.experiments import BRANCH
 from resources.mlflow_client import file_sha256
 from tests.conftest import Lab

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dioptra_assets.assets.cells import dynamic_dimension
 from dioptra_assets.assets.registered_models import version_table
-from dioptra_assets.watching.verdicts import verdicts_of
+from dioptra_assets.registered_versions.verdicts import verdicts_of
 from partitions.experiments import BRANCH
 from resources import home
 from resources.cells import CellStore
@@ -80,8 +80,8 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
         TrackingUnavailable: when MLflow does not answer.
     """
     from dioptra_assets.definitions import defs, experiment_spec, resource_definitions
+    from dioptra_assets.registered_versions.follow import follow as follow_registry
     from dioptra_assets.runs.launch import UnknownExperimentError
-    from dioptra_assets.watching.follow import follow as follow_registry
 
     spec = experiment_spec(experiment)
     if not spec.watch:

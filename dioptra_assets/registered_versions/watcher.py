@@ -20,13 +20,13 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from dioptra_assets.assets.cells import asset_key, dynamic_dimension
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
-from dioptra_assets.watching.asked_runs import AskedRuns, Kinds
-from dioptra_assets.watching.judging import gate_bench, held_up, judged, shown_gates
-from dioptra_assets.watching.planning import VERSIONS_PER_RUN, look
-from dioptra_assets.watching.registry import Seen, watched_versions
-from dioptra_assets.watching.requests import run_requests, versions_table
-from dioptra_assets.watching.stored import digest_of, forget, registered_at
-from dioptra_assets.watching.verdicts import Verdict, events_of, pause, shortened, verdicts_of
+from dioptra_assets.registered_versions.asked_runs import AskedRuns, Kinds
+from dioptra_assets.registered_versions.judging import gate_bench, held_up, judged, shown_gates
+from dioptra_assets.registered_versions.planning import VERSIONS_PER_RUN, look
+from dioptra_assets.registered_versions.registry import Seen, watched_versions
+from dioptra_assets.registered_versions.requests import run_requests, versions_table
+from dioptra_assets.registered_versions.stored import digest_of, forget, registered_at
+from dioptra_assets.registered_versions.verdicts import Verdict, events_of, pause, shortened, verdicts_of
 from partitions.attacks import attack_document
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key

@@ -3,7 +3,7 @@
 Whatever happened, each version that the registry holds ends in the verdict that its bytes earn, and waits with a time
 for its next try until then. For an hour of it:
 
-    LIFE_SECONDS=3600 pytest -m slow tests/test_life_of_versions.py
+    LIFE_SECONDS=3600 pytest -m slow tests/registered_versions/test_life.py
 """
 
 import contextlib

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 import dioptra_assets as da
 from dioptra_assets.assets import adversarial_sets
 from dioptra_assets.command_line.app import app
+from dioptra_assets.registered_versions.planning import Todo, runs
+from dioptra_assets.registered_versions.verdicts import LONGEST_PAUSE, pause
 from dioptra_assets.robustness.data.digits import DigitsSource
-from dioptra_assets.watching.planning import Todo, runs
-from dioptra_assets.watching.verdicts import LONGEST_PAUSE, pause
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import Cell
 from resources.tables import read_table
@@ -327,7 +327,7 @@ def everything_written(lab: Lab) -> bytes:
 @contextmanager
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        patched.setattr("dioptra_assets.watching.announcing.pause", lambda tries: -1)
+        patched.setattr("dioptra_assets.registered_versions.announcing.pause", lambda tries: -1)
         yield
 
 

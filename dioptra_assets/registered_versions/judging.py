@@ -6,9 +6,9 @@ from collections.abc import Collection
 import pandas as pd
 
 from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench
+from dioptra_assets.registered_versions.registry import Seen
+from dioptra_assets.registered_versions.verdicts import Status, shortened
 from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, PASSED, overall, said
-from dioptra_assets.watching.registry import Seen
-from dioptra_assets.watching.verdicts import Status, shortened
 from partitions.experiments import ExperimentSpec
 from resources.cells import CellStore
 from resources.tracking import Tracking, TrackingUnavailable

@@ -6,13 +6,13 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets.assets.cells import dynamic_dimension
+from dioptra_assets.registered_versions.announcing import announced
+from dioptra_assets.registered_versions.asked_runs import VERSIONS_TAG
+from dioptra_assets.registered_versions.registry import Seen
+from dioptra_assets.registered_versions.verdicts import Verdict
+from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import QUIET
 from dioptra_assets.runs.step_output import to_the_log_alone
-from dioptra_assets.watching.announcing import announced
-from dioptra_assets.watching.asked_runs import VERSIONS_TAG
-from dioptra_assets.watching.registry import Seen
-from dioptra_assets.watching.verdicts import Verdict
-from dioptra_assets.watching.watcher import Watcher
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.cells import CellStore
 from resources.tracking import Tracking

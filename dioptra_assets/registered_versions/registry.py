@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from dioptra_assets.assets.registered_models import version_key
-from dioptra_assets.watching.verdicts import Verdict
+from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
 from resources.tracking import Tracking
 

@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from dioptra_assets.assets.cells import asset_key
-from dioptra_assets.watching.verdicts import VERDICT, Verdict, pause
+from dioptra_assets.registered_versions.verdicts import VERDICT, Verdict, pause
 from partitions.experiments import ExperimentSpec
 from resources import home
 from resources.mlflow_client import without_user
@@ -21,8 +21,8 @@ from resources.webhook import WebhookError, plain, post
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from dioptra_assets.watching.registry import Seen
-    from dioptra_assets.watching.watcher import Watcher
+    from dioptra_assets.registered_versions.registry import Seen
+    from dioptra_assets.registered_versions.watcher import Watcher
 
 # Seconds of one look at the registry that are spent on writing to it; the rest is written at the next.
 PATIENCE = 10

@@ -6,9 +6,9 @@ import dagster as dg
 
 from dioptra_assets.assets.cells import asset_key
 from dioptra_assets.assets.registered_models import VERSIONS
-from dioptra_assets.watching.asked_runs import TABLE_TAG, UNFINISHED, VERSIONS_TAG, WATCH_TAG, Kinds
-from dioptra_assets.watching.planning import Todo, Wanted, runs
-from dioptra_assets.watching.verdicts import Verdict
+from dioptra_assets.registered_versions.asked_runs import TABLE_TAG, UNFINISHED, VERSIONS_TAG, WATCH_TAG, Kinds
+from dioptra_assets.registered_versions.planning import Todo, Wanted, runs
+from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
 from resources.executors import cells_per_run
