@@ -44,7 +44,7 @@ demo: setup  ## Train, attack, evaluate and report on handwritten digits.
 	$(BIN)/dioptra-assets demo
 
 ui: setup  ## Open Dagster on http://127.0.0.1:3000. Another port: make ui UI_PORT=3001
-	@$(BIN)/python -m dioptra_assets.serve -p $(UI_PORT)
+	@$(BIN)/python -m dioptra_assets.web.server -p $(UI_PORT)
 
 mlflow: setup  ## Open MLflow on http://127.0.0.1:5000: runs, metrics, registered models. Another port: MLFLOW_PORT=5001
 	MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server \

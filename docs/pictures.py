@@ -27,7 +27,17 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 def main() -> None:
     """Write every picture to `docs/images`."""
     IMAGES.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "dioptra_assets.ui", "-h", "127.0.0.1", "-p", str(PORT), "-w", "workspace.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "dioptra_assets.web.ui",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(PORT),
+        "-w",
+        "workspace.yaml",
+    ]
     server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(home.home())})
     try:
         _wait_for(f"{SERVER}/server_info")

@@ -38,7 +38,7 @@ def graphql(url: str, query: str, variables: Mapping[str, Any] | None = None, **
 def dagster_ui(lab: Lab, *options: str, port: int = 0, **settings: str) -> Iterator[str]:
     """Dagster's guarded web server on a lab; gives its URL."""
     port = port or free_port()
-    command = [sys.executable, "-m", "dioptra_assets.ui", "-m", f"{lab.module}.definitions", "-d", str(lab.folder)]
+    command = [sys.executable, "-m", "dioptra_assets.web.ui", "-m", f"{lab.module}.definitions", "-d", str(lab.folder)]
     command += options or ("-h", "127.0.0.1", "-p", str(port))
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment |= {"DAGSTER_HOME": str(lab.home), **settings}

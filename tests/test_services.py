@@ -30,8 +30,8 @@ from playwright.sync_api import sync_playwright
 from benchmarks.clusters import free_port
 from services import servers
 from services import settings as env
-from tests.test_foreign_pages import Stranger, visit
-from tests.test_ui import CHROMIUM
+from tests.web.test_foreign_pages import Stranger, visit
+from tests.web.test_ui import CHROMIUM
 
 ROOT = Path(__file__).resolve().parent.parent
 

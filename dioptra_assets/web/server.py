@@ -1,4 +1,4 @@
-"""Dagster on this machine: `make ui`, or `python -m dioptra_assets.serve -p 3000`.
+"""Dagster on this machine: `make ui`, or `python -m dioptra_assets.web.server -p 3000`.
 
 One server loads the code; the daemon and the guarded web server both read it there, so a reload in the UI is a reload
 for the runs that the daemon launches too. It answers at a socket in a folder that its owner alone may enter.
@@ -26,7 +26,7 @@ STOP_SECONDS = 20.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted, or until one of the three ends."""
-    parser = argparse.ArgumentParser(prog="python -m dioptra_assets.serve")
+    parser = argparse.ArgumentParser(prog="python -m dioptra_assets.web.server")
     parser.add_argument("-p", "--port", type=int, default=3000)
     parser.add_argument("-m", "--module", default=MODULE)
     parser.add_argument("-d", "--working-directory", default=".")
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _watch(started, until=lambda: _answers(code))
             start("daemon", "dagster._daemon", "run", "-w", str(workspace))
             web = ["-h", "127.0.0.1", "-p", str(chosen.port), "-w", str(workspace)]
-            start("web server", "dioptra_assets.ui", *web, *further)
+            start("web server", "dioptra_assets.web.ui", *web, *further)
             return _watch(started, until=lambda: False)
         except KeyboardInterrupt:
             return 0

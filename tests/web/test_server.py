@@ -16,10 +16,10 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from benchmarks.clusters import free_port
-from dioptra_assets import serve
+from dioptra_assets.web import server
 from tests.conftest import ROOT, SETTINGS, Lab
 from tests.servers import answer, graphql
-from tests.test_foreign_pages import launching
+from tests.web.test_foreign_pages import launching
 
 RELOAD = 'mutation { reloadRepositoryLocation(repositoryLocationName: "NAME") { __typename } }'
 LOCATIONS = """query { workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
@@ -48,8 +48,8 @@ def test_what_one_reader_of_the_code_reloads_the_other_has_too(blank: Lab, tmp_p
     right = definitions.read_text()
     definitions.write_text(right + "\nraise ValueError('a mistake in the code')\n")
     code, location = tmp_path / "code.sock", f"{blank.module}.definitions"
-    workspace = serve.write_workspace(tmp_path, code, location)
-    command = [sys.executable, "-m", *serve.code_server(code, location, str(blank.folder), location)]
+    workspace = server.write_workspace(tmp_path, code, location)
+    command = [sys.executable, "-m", *server.code_server(code, location, str(blank.folder), location)]
     path = os.pathsep.join([str(blank.folder), str(ROOT)])
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, cwd=blank.folder, start_new_session=True)
 
@@ -73,7 +73,7 @@ def test_what_one_reader_of_the_code_reloads_the_other_has_too(blank: Lab, tmp_p
             (repository,) = daemon.create_request_context().get_code_location(location).get_repositories().values()
             assert repository.has_job("entry_point")
     finally:
-        serve.end([process])
+        server.end([process])
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_after_a_mistake_is_mended_and_reloaded_a_run_uses_the_new_code(blank: L
     definitions.write_text(right + "\nraise ValueError('a mistake in the code')\n")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "dioptra_assets.serve", "-p", str(port), "-m", f"{blank.module}.definitions"]
+    command = [sys.executable, "-m", "dioptra_assets.web.server", "-p", str(port), "-m", f"{blank.module}.definitions"]
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment |= {"DAGSTER_HOME": str(blank.home), "PYTHONPATH": os.pathsep.join([str(blank.folder), str(ROOT)])}
     process = subprocess.Popen([*command, "-d", str(blank.folder)], env=environment, cwd=blank.folder)
@@ -128,7 +128,7 @@ def test_a_port_that_is_taken_is_one_sentence(capsys: pytest.CaptureFixture[str]
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert serve.main(["-p", str(port)]) == 1
+        assert server.main(["-p", str(port)]) == 1
     assert capsys.readouterr().err == f"port {port} is taken by another program: make ui UI_PORT={port + 1}\n"
 
 
@@ -149,6 +149,6 @@ def test_what_is_left_of_the_three_is_ended_with_all_it_started() -> None:
     process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     grandchild = int(process.stdout.readline())
-    serve.end([process])
+    server.end([process])
     process.wait(10)
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE

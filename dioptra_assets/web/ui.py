@@ -1,4 +1,4 @@
-"""Dagster's web server behind a guard: `python -m dioptra_assets.ui -h 127.0.0.1 -p 3000 -w workspace.yaml`.
+"""Dagster's web server behind a guard: `python -m dioptra_assets.web.ui -h 127.0.0.1 -p 3000 -w workspace.yaml`.
 
 By itself it starts runs for whoever asks, whatever Host and Origin a request names and by GET as well, so that any page
 open in a browser on this machine could; and it shows any notebook file of the machine. It takes Dagster's own options,
@@ -31,7 +31,7 @@ from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
 from dioptra_assets.api.submission import TOKEN_VARIABLE
-from dioptra_assets.guard import Guard, Visitor, token_of
+from dioptra_assets.web.guard import Guard, Visitor, token_of
 from resources.executors import SettingError
 from resources.user import USER_TAG, user_name, user_tags
 

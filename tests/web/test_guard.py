@@ -11,7 +11,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from dioptra_assets.guard import Guard, token_of
+from dioptra_assets.web.guard import Guard, token_of
 from resources.executors import SettingError
 
 pytestmark = pytest.mark.quick

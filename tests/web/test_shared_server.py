@@ -11,10 +11,10 @@ from websockets.asyncio.client import connect
 
 from benchmarks.clusters import free_port
 from dioptra_assets.api.submission import submit_job
-from dioptra_assets.ui import ping
+from dioptra_assets.web.ui import ping
 from tests.conftest import EXPERIMENT, Lab, enter, skeleton
 from tests.servers import answer, dagster_ui, graphql
-from tests.test_foreign_pages import launching
+from tests.web.test_foreign_pages import launching
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

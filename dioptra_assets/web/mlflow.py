@@ -9,7 +9,7 @@ import os
 
 from mlflow.server.fastapi_app import app as mlflow_app  # noqa: TID253
 
-from dioptra_assets.guard import Guard, token_of
+from dioptra_assets.web.guard import Guard, token_of
 
 HOSTS = os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", "")
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from tests.conftest import EXPERIMENT, Lab, skeleton
 from tests.servers import answer, dagster_ui, graphql, mlflow_server
-from tests.test_ui import CHROMIUM
+from tests.web.test_ui import CHROMIUM
 
 pytestmark = [
     pytest.mark.browser,
