@@ -206,7 +206,7 @@ def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str
         UnknownExperimentError: when there is no such experiment.
     """
     from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
-    from dioptra_assets.broken import mistakes, refuse_broken
+    from dioptra_assets.broken_experiments import mistakes, refuse_broken
     from dioptra_assets.runs.launch import UnknownExperimentError
     from partitions.keys import partition_of
 

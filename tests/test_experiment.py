@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from dioptra_assets import housekeeping
-from dioptra_assets.broken import mistakes
+from dioptra_assets.broken_experiments import mistakes
 from partitions.configs import ExperimentError
 from tests.conftest import EXPERIMENT, Lab, skeleton
 

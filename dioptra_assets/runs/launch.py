@@ -21,7 +21,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from dioptra_assets import progress
 from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID
-from dioptra_assets.broken import refuse_broken
+from dioptra_assets.broken_experiments import refuse_broken
 from dioptra_assets.runs.backlog import tell_mlflow
 from dioptra_assets.runs.interrupts import closing, noticed, saying
 from dioptra_assets.runs.origin import MODULE, location_of, of_location

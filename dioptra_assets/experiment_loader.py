@@ -14,7 +14,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import ValidationError
 
-from dioptra_assets.broken import broken_experiment
+from dioptra_assets.broken_experiments import broken_experiment
 from partitions.configs import ExperimentError
 from partitions.experiment_files import FILE_NAMES, check_files
 from partitions.experiments import check_name
