@@ -36,7 +36,7 @@ def rows(quick: bool = False) -> list[Pair]:
 def _rows(folder: Path, quick: bool) -> list[Pair]:
     import dagster as dg
 
-    from dioptra_assets.assets.cells import IO_MANAGER
+    from dioptra_assets.assets.boundary import IO_MANAGER
     from dioptra_assets.assets.io_manager import StoredCells
     from dioptra_assets.experiment import experiment_assets
     from dioptra_assets.runs.launch import materialize_experiment

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import IO_MANAGER
+from dioptra_assets.assets.boundary import IO_MANAGER
 from dioptra_assets.assets.io_manager import StoredCells
 from dioptra_assets.experiment_loader import load_experiments, mistakes_in
 from dioptra_assets.jobs import entry_point_job

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import JsonSchemaValue
 
 from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
-from dioptra_assets.assets.configs import config_assets
+from dioptra_assets.assets.config_assets import config_assets
 from dioptra_assets.assets.datasets import dataset_assets
 from dioptra_assets.assets.defended_sets import defended_set_assets
 from dioptra_assets.assets.gates import gate_assets

@@ -205,7 +205,7 @@ def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str
         ExperimentError: when the file of the experiment that is asked for is wrong.
         UnknownExperimentError: when there is no such experiment.
     """
-    from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+    from dioptra_assets.assets.boundary import DIMENSIONS, is_dynamic
     from dioptra_assets.broken_experiments import mistakes, refuse_broken
     from dioptra_assets.runs.launch import UnknownExperimentError
     from partitions.keys import partition_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import dynamic_dimension
+from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.assets.keyed_configs import KEYED_CONFIG, keep_config
 from dioptra_assets.entry_points import (
     ENTRY_POINTS,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import asset_key, dynamic_dimension
-from dioptra_assets.assets.configs import ATTACK_CONFIG
+from dioptra_assets.assets.boundary import asset_key, dynamic_dimension
+from dioptra_assets.assets.config_assets import ATTACK_CONFIG
 from dioptra_assets.registered_versions.announcing import announced
 from dioptra_assets.registered_versions.asked_runs import UNFINISHED
 from dioptra_assets.registered_versions.follow import record

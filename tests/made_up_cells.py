@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.definitions import resource_definitions
 from partitions.experiments import parse_experiment
 from resources.documents import write_config

@@ -16,7 +16,7 @@ import pytest
 from obstore.store import LocalStore
 
 from benchmarks import clusters
-from dioptra_assets.assets import adversarial_sets, tries
+from dioptra_assets.assets import adversarial_sets, retries
 from dioptra_assets.experiment import experiment_assets
 from dioptra_assets.robustness.attacks import perturb_set
 from partitions.experiments import parse_experiment
@@ -264,7 +264,7 @@ def test_a_store_that_is_away_for_a_moment_costs_no_cell_that_was_done(
         return perturb_set(attack, *args, **kwargs)
 
     monkeypatch.setattr(adversarial_sets, "perturb_set", away_at_the_second)
-    monkeypatch.setattr(tries, "STORE_RETRY_SECONDS", 0)
+    monkeypatch.setattr(retries, "STORE_RETRY_SECONDS", 0)
     monkeypatch.setattr(CellStore, "remote", property(lambda self: True))
     monkeypatch.setattr(CellStore, "open_prefix", lambda self, prefix: LocalStore(Path(self.url, prefix), mkdir=True))
     assert lab.run("adversarial_set", "shallow_net|fgm_0.1", "shallow_net|fgm_0.3").success

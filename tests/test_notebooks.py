@@ -12,7 +12,7 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from nbclient import NotebookClient
 
-from dioptra_assets.assets.cells import DIMENSIONS
+from dioptra_assets.assets.boundary import DIMENSIONS
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
 from partitions.keys import partition_of

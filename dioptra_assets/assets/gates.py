@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset, partitions_of
 from dioptra_assets.assets.gate_bench import GateBench, gated_families, rules_of
 from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.sanity import MODEL_SANITY

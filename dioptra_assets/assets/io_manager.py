@@ -9,7 +9,7 @@ from typing import Any, get_origin
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import DIMENSIONS, IO_MANAGER
+from dioptra_assets.assets.boundary import DIMENSIONS, IO_MANAGER
 from dioptra_assets.assets.values import value_of
 from partitions.keys import partition_of
 from resources.cells import Cell, CellStore

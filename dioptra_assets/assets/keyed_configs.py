@@ -10,8 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
-from dioptra_assets.assets.configs import publish_config
+from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.config_assets import publish_config
 from partitions.dynamic_keys import KeyedConfigs, looked_up
 from partitions.experiments import ExperimentSpec
 from partitions.keys import CONFIG_KEY

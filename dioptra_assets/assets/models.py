@@ -6,8 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
-from dioptra_assets.assets.configs import ARCHITECTURE_CONFIG, read_recipe
+from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, read_recipe
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.training import TrainedModel, TrainingRecipe

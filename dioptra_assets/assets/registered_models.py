@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
-from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset, partitions_of
 from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dioptra_assets.assets.cells import CellContext
-from dioptra_assets.assets.configs import ARCHITECTURE_CONFIG, CONFIGS
+from dioptra_assets.assets.boundary import CellContext
+from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, CONFIGS
 from partitions.attacks import Family
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.cells import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset, partitions_of
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.partitioned_checks import partitioned_check

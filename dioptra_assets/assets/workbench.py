@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset, every
+from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset, every
 from dioptra_assets.assets.defended_sets import defend_cell
 from dioptra_assets.assets.keyed_configs import kept_config
 from dioptra_assets.assets.models import CLEAN_PREDICTION_COLUMNS, GPU_POOL, predict_set

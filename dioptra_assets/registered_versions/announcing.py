@@ -10,7 +10,7 @@ from urllib.parse import quote
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from dioptra_assets.assets.cells import asset_key
+from dioptra_assets.assets.boundary import asset_key
 from dioptra_assets.registered_versions.verdicts import VERDICT, Verdict, pause
 from partitions.experiments import ExperimentSpec
 from resources import home

@@ -12,8 +12,8 @@ from dagster._core.storage.tags import (
     HIDDEN_TAG_PREFIX,
 )
 
-from dioptra_assets.assets.cells import asset_key
-from dioptra_assets.assets.configs import ATTACK_CONFIG
+from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.config_assets import ATTACK_CONFIG
 from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.cells import dynamic_dimension
+from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.registered_versions.announcing import announced
 from dioptra_assets.registered_versions.asked_runs import VERSIONS_TAG
 from dioptra_assets.registered_versions.registry import Seen

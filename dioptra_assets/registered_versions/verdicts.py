@@ -14,7 +14,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dioptra_assets.assets.cells import DIMENSIONS, asset_key, partitions_of
+from dioptra_assets.assets.boundary import DIMENSIONS, asset_key, partitions_of
 from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.shown import shown
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of

@@ -18,7 +18,7 @@ import dagster as dg
 import pandas as pd
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from dioptra_assets.assets.cells import asset_key, dynamic_dimension
+from dioptra_assets.assets.boundary import asset_key, dynamic_dimension
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
 from dioptra_assets.registered_versions.asked_runs import AskedRuns, Kinds
 from dioptra_assets.registered_versions.judging import gate_bench, held_up, judged, shown_gates

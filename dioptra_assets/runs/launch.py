@@ -19,7 +19,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dioptra_assets import progress
-from dioptra_assets.assets.cells import DIMENSIONS, is_dynamic
+from dioptra_assets.assets.boundary import DIMENSIONS, is_dynamic
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID
 from dioptra_assets.broken_experiments import refuse_broken
 from dioptra_assets.runs.backlog import tell_mlflow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets.assets.cells import IO_MANAGER
+from dioptra_assets.assets.boundary import IO_MANAGER
 from dioptra_assets.robustness.image_set import ImageSet
 from resources.cells import MissingCellError
 from tests.conftest import Lab

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import dioptra_assets as da
-from tests.assets.test_cells import assets, cell_path
+from tests.assets.test_boundary import assets, cell_path
 from tests.conftest import ARCHITECTURES, ATTACKS, Lab
 
 # Configs are no computation, so they have no run.

@@ -15,7 +15,7 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 
 from dioptra_assets.assets.pictures import as_text, markdown_table
-from dioptra_assets.assets.tries import try_again_where_the_store_is_away
+from dioptra_assets.assets.retries import try_again_where_the_store_is_away
 from dioptra_assets.definitions import resource_definitions
 from resources import cells
 from resources.cells import CellStore, StoreError, StoreRefusedError

@@ -26,7 +26,7 @@ from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.backfill import execute_backfill_iteration
 from sqlalchemy import Engine, event
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.definitions import experiment_spec, resource_definitions
 from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
 from dioptra_assets.runs.orphans import LEADER_TAG, clear_leftovers, leader
@@ -36,7 +36,7 @@ from resources.cells import Cell, CellStore
 from resources.documents import write_config
 from resources.room import NoRoomError
 from resources.user import USER_TAG
-from tests.assets.test_cells import EXTRA, causes, cell_path, failures
+from tests.assets.test_boundary import EXTRA, causes, cell_path, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, ROOT, SETTINGS, Lab
 
 DG = Path(sys.executable).with_name("dg")

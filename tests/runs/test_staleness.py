@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.assets.test_cells import assets, causes, failures
+from tests.assets.test_boundary import assets, causes, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, EXPERIMENT, Lab
 
 # What goes over all entries of the file shows each of them by name, and the report all that it declares.

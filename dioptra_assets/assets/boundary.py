@@ -19,9 +19,7 @@ import dagster as dg
 
 from dioptra_assets import progress
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
-from dioptra_assets.assets.reuse import RECIPE, Inputs, recipe_of, twin_of
-from dioptra_assets.assets.shown import MLFLOW_RUN_ID, column_schema, shown
-from dioptra_assets.assets.tries import (
+from dioptra_assets.assets.retries import (
     RunEndedError,
     evaluation,
     left_to_do,
@@ -29,6 +27,8 @@ from dioptra_assets.assets.tries import (
     refuse_ended_run,
     try_again_where_the_store_is_away,
 )
+from dioptra_assets.assets.reuse import RECIPE, Inputs, recipe_of, twin_of
+from dioptra_assets.assets.shown import MLFLOW_RUN_ID, column_schema, shown
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import Family
 from partitions.experiments import BRANCH, ExperimentSpec

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
-from dioptra_assets.assets.cells import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.attacks import Family, attack_document, attack_of
 from partitions.configs import config_hash
