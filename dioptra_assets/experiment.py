@@ -20,7 +20,7 @@ from dioptra_assets.assets.models import model_assets
 from dioptra_assets.assets.poisoned_sets import poisoned_set_assets
 from dioptra_assets.assets.poisoning_tables import poisoning_table_assets
 from dioptra_assets.assets.registered_models import registered_model_assets
-from dioptra_assets.assets.reports import report_assets
+from dioptra_assets.assets.report.asset import report_assets
 from dioptra_assets.assets.sanity import model_sanity_asset, sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
 from dioptra_assets.registered_versions.verdicts import verdict_assets

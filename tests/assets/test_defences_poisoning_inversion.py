@@ -17,7 +17,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from dioptra_assets.assets import sanity
 from dioptra_assets.assets.inverted_sets import INVERSION_METRIC_COLUMNS
 from dioptra_assets.assets.poisoned_sets import MANIFEST_COLUMNS
-from dioptra_assets.assets.reports import COMPARISON_COLUMNS
+from dioptra_assets.assets.report.asset import COMPARISON_COLUMNS
 from dioptra_assets.records.model_card import SPECIMEN
 from dioptra_assets.robustness.defences import defended, split_before_copies
 from dioptra_assets.robustness.defences.base import COPY_SUFFIX

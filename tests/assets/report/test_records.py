@@ -13,7 +13,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 import dioptra_assets as da
-from dioptra_assets.assets.report_contents import declaration
+from dioptra_assets.assets.report.contents import declaration
 from dioptra_assets.records.croissant import _record, croissant
 from dioptra_assets.records.model_card import FAMILIES, family
 from dioptra_assets.robustness.architectures import ARCHITECTURES as NETWORKS

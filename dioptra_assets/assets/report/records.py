@@ -5,7 +5,7 @@ import pandas as pd
 from dioptra_assets.assets.boundary import CellContext
 from dioptra_assets.assets.defended_sets import model_behind
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
-from dioptra_assets.assets.report_inputs import ReportInputs
+from dioptra_assets.assets.report.inputs import ReportInputs
 from dioptra_assets.records.croissant import croissant
 from dioptra_assets.records.model_card import SPECIMEN, ModelRecord, Rate, model_card
 from dioptra_assets.robustness.examples import NO_DEFENCE

@@ -11,8 +11,8 @@ import pandas as pd
 from dioptra_assets.assets.adversarial_sets import shown_rows
 from dioptra_assets.assets.boundary import CellContext
 from dioptra_assets.assets.metric_tables import present_metrics
-from dioptra_assets.assets.report_inputs import ReportInputs, by_architecture
-from dioptra_assets.assets.report_sections import report_sections
+from dioptra_assets.assets.report.inputs import ReportInputs, by_architecture
+from dioptra_assets.assets.report.sections import report_sections
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import proportion, security_curve, transfer_matrix

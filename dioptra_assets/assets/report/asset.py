@@ -9,9 +9,9 @@ from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.pictures import picture
-from dioptra_assets.assets.report_contents import declaration, has_curves, report_data
-from dioptra_assets.assets.report_inputs import present_inputs
-from dioptra_assets.assets.report_records import report_records
+from dioptra_assets.assets.report.contents import declaration, has_curves, report_data
+from dioptra_assets.assets.report.inputs import present_inputs
+from dioptra_assets.assets.report.records import report_records
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS, defence_comparison, security_curve, transfer_matrix
 from dioptra_assets.robustness.report import render_report
