@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from partitions.configs import ExperimentError
+from partitions.entries import ExperimentError
 
 ASSET = "not_loaded"
 # The entry of that asset's metadata that holds the sentence.

@@ -26,8 +26,8 @@ from dioptra_assets.robustness.defences import DEFENCES
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.configs import ExperimentError, validate
 from partitions.dynamic_keys import nested_model, parse_value
+from partitions.entries import ExperimentError, validate
 from partitions.image_sets import SETS, checked_set
 from partitions.keys import ARCHITECTURE, ATTACK, KEY_RULE, is_key, key_text
 

@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import ValidationError
 
 from dioptra_assets.broken_experiments import broken_experiment
-from partitions.configs import ExperimentError
+from partitions.entries import ExperimentError
 from partitions.experiment_files import FILE_NAMES, check_files
 from partitions.experiments import check_name
 

@@ -6,7 +6,7 @@ from typing import Any
 from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.data import DataSource
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.configs import ExperimentError, expand, one_of
+from partitions.entries import ExperimentError, expand, one_of
 
 
 def training_recipes(

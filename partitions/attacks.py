@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from dioptra_assets.robustness.attacks import ATTACKS, Attack
 from dioptra_assets.robustness.inversion import INVERSIONS, ModelInversion
 from dioptra_assets.robustness.poisoning import POISONINGS, Poisoning
-from partitions.configs import expand, one_of
+from partitions.entries import expand, one_of
 
 Family = Literal["evasion", "poisoning", "inversion"]
 AttackConfig = Attack | Poisoning | ModelInversion

@@ -6,7 +6,7 @@ from typing import Any
 
 from dioptra_assets.robustness.defences import DEFENCES, Defence
 from partitions.attacks import by_method
-from partitions.configs import ExperimentError, expand
+from partitions.entries import ExperimentError, expand
 
 
 def defence_configs(experiment: str, entries: Mapping[str, Any], limit: int | None = None) -> dict[str, Defence]:

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from partitions.configs import ExperimentError, validate
+from partitions.entries import ExperimentError, validate
 from partitions.keys import KEY_RULE, is_key, key_text
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -97,7 +97,7 @@ def parse_config_key(
     Args:
         key: as :func:`config_key` writes it.
         section: `attacks`, `architectures`, ..., for messages.
-        model_of: as of :func:`partitions.configs.expand`: from name and values, the type of the config and the values
+        model_of: as of :func:`partitions.entries.expand`: from name and values, the type of the config and the values
             with those that the name implies; raises ValueError where there is none.
         kept: the JSON values of the config of a short key; None where they are not known.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from partitions.configs import ExperimentError
+from partitions.entries import ExperimentError
 
 MAX_BYTES = 250_000  # Dagster's reader takes a second for as much
 MAX_VALUES = 50_000  # with everything that an alias stands for

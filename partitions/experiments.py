@@ -21,9 +21,9 @@ from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.architectures import recipe_model, training_recipes
 from partitions.attacks import METHODS, SECTIONS, Family, attack_configs, by_method
-from partitions.configs import ExperimentError, one_of, refuse_more_cells, validate
 from partitions.defences import defence_configs
 from partitions.dynamic_keys import KeyedConfigs
+from partitions.entries import ExperimentError, one_of, refuse_more_cells, validate
 from partitions.gates import gate_rules
 from partitions.notify import Notify
 

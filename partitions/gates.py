@@ -5,7 +5,7 @@ from typing import Any
 
 from dioptra_assets.robustness.gates import METRICS, Gate, parse_gate
 from partitions.attacks import Family
-from partitions.configs import ExperimentError, one_of
+from partitions.entries import ExperimentError, one_of
 
 
 def gate_rules(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from partitions.configs import one_of
 from partitions.dynamic_keys import short_key
+from partitions.entries import one_of
 from partitions.keys import ARCHITECTURE, ATTACK, DEFENCE, IMAGE_SET
 
 # The sets there are, and the dimensions that name a cell of each.

@@ -13,7 +13,7 @@ import pytest
 
 from dioptra_assets import housekeeping
 from dioptra_assets.broken_experiments import mistakes
-from partitions.configs import ExperimentError
+from partitions.entries import ExperimentError
 from tests.conftest import EXPERIMENT, Lab, skeleton
 
 pytestmark = pytest.mark.quick

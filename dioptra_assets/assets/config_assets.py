@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.attacks import Family, attack_document, attack_of
-from partitions.configs import config_hash
+from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import command_for

@@ -10,7 +10,7 @@ from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, c
 from dioptra_assets.assets.pictures import as_text, picture
 from dioptra_assets.robustness.data import Split
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, encode_png, enlarged
-from partitions.configs import config_hash
+from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from resources.image_store import read_image_set, write_image_set
 

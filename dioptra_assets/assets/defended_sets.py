@@ -21,7 +21,7 @@ from dioptra_assets.robustness.defences import (
 )
 from dioptra_assets.robustness.image_set import ImageSet
 from partitions.attacks import Family, attack_document
-from partitions.configs import config_hash
+from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell

@@ -15,7 +15,7 @@ from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.robustness.gates import GATE_COLUMNS, PASSED, Gate, blocks, said
 from partitions.attacks import Family
-from partitions.configs import config_hash
+from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.tables import write_table

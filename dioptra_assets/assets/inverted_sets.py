@@ -11,7 +11,7 @@ from dioptra_assets.robustness.image_set import encode_png, tile
 from dioptra_assets.robustness.inversion import INVERTED_COLUMNS, ModelInversion, invert
 from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
 from partitions.attacks import attack_document
-from partitions.configs import edition
+from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device

@@ -20,7 +20,7 @@ from dioptra_assets.robustness.metrics import METRIC_COLUMNS, metric_table
 from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import attack_of, documents
-from partitions.configs import edition
+from partitions.entries import edition
 from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell

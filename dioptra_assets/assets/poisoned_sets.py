@@ -25,7 +25,7 @@ from dioptra_assets.robustness.poisoning import (
 )
 from dioptra_assets.robustness.training import split_rows
 from partitions.attacks import attack_document
-from partitions.configs import edition
+from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device

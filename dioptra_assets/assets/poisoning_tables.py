@@ -19,7 +19,7 @@ from dioptra_assets.robustness.poisoning import (
 )
 from dioptra_assets.robustness.poisoning.metrics import CLEAN_CONTROL, ModelKind
 from dioptra_assets.robustness.predictions import predict
-from partitions.configs import edition
+from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell

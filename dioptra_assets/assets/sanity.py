@@ -30,7 +30,7 @@ from dioptra_assets.robustness.sanity import (
     sanity_result,
 )
 from partitions.attacks import attack_of
-from partitions.configs import edition
+from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.cells import StoredCell

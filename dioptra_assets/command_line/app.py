@@ -404,7 +404,7 @@ housekeeping.register(app)
 
 def main() -> None:
     """The entry point: an expected failure is one line, not a traceback."""
-    from partitions.configs import ExperimentError
+    from partitions.entries import ExperimentError
     from resources.cells import DamagedCellError, MissingCellError, StoreError
     from resources.claims import ClaimedError
     from resources.room import NoRoomError, no_room

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dioptra_assets import definitions
 from dioptra_assets.command_line import app
-from partitions.configs import ExperimentError
+from partitions.entries import ExperimentError
 from partitions.experiments import parse_experiment
 from resources.tables import read_table
 from tests.conftest import EXPERIMENT, Lab

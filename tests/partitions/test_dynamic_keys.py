@@ -19,8 +19,8 @@ from dioptra_assets.robustness.poisoning import (
     Trigger,
 )
 from dioptra_assets.robustness.training import TrainingRecipe
-from partitions.configs import ExperimentError
 from partitions.dynamic_keys import config_key, is_short, parse_config_key, parse_value
+from partitions.entries import ExperimentError
 from partitions.keys import is_key
 
 pytestmark = pytest.mark.quick

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from partitions import experiment_files
-from partitions.configs import ExperimentError
+from partitions.entries import ExperimentError
 from partitions.experiment_files import check_file, check_files, read_attributes
 
 pytestmark = pytest.mark.quick

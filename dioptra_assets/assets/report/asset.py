@@ -15,7 +15,7 @@ from dioptra_assets.assets.report.records import report_records
 from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS, defence_comparison, security_curve, transfer_matrix
 from dioptra_assets.robustness.report import render_report
-from partitions.configs import edition
+from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from resources.documents import write_report
 from resources.tables import write_table

@@ -9,7 +9,7 @@ from dioptra_assets.robustness.data import DigitsSource
 from dioptra_assets.robustness.training import TrainingRecipe
 from partitions.architectures import training_recipes
 from partitions.attacks import attack_configs, attack_document, attack_of
-from partitions.configs import ExperimentError, config_hash
+from partitions.entries import ExperimentError, config_hash
 
 pytestmark = pytest.mark.quick
 
