@@ -16,7 +16,7 @@ from benchmarks.measure import Pair
 
 if TYPE_CHECKING:
     from partitions.experiments import ExperimentSpec
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
 EXPERIMENT = {
     "data": {"source": "digits"},
@@ -42,8 +42,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     from dioptra_assets.runs.launch import materialize_experiment
     from partitions.experiments import parse_experiment
     from resources import home
-    from resources.cells import CellStore
-    from resources.store import StoreResource
+    from resources.store import CellStore, StoreResource
     from resources.tracking import Tracking
 
     spec = parse_experiment("bench", QUICK if quick else EXPERIMENT)
@@ -92,9 +91,9 @@ def _alone(spec: "ExperimentSpec", store: "CellStore") -> tuple[float, float]:
     from dioptra_assets.robustness.metrics import metric_table
     from dioptra_assets.robustness.model_files import load_model
     from dioptra_assets.robustness.predictions import predict
-    from resources.cells import Cell
     from resources.image_store import read_often
     from resources.models import MODEL
+    from resources.store import Cell
 
     testing_set, models = read_often(store.open(Cell("bench/testing_set"))), {}
     classes = len(testing_set.class_names)

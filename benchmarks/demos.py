@@ -22,8 +22,8 @@ from dioptra_assets.robustness.examples import example_table
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
 from dioptra_assets.robustness.metrics import metric_table
 from dioptra_assets.robustness.predictions import predict
-from resources.cells import Cell, CellStore
 from resources.image_store import read_image_set, write_image_set
+from resources.store import Cell, CellStore
 from resources.tables import read_table, write_table
 
 EPS = 0.3

@@ -145,7 +145,7 @@ def _backfill(engine: str) -> float:
 
     from dioptra_assets.runs.launch import materialize_experiment
     from resources import home
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     os.environ["DIOPTRA_ASSETS_EXECUTOR"] = engine
     times: dict[str, float] = {}
@@ -176,9 +176,9 @@ def _attacks_alone(root: Path) -> dict[tuple[str, str], float]:
     """(architecture, attack) -> seconds of the attack without anything around it, the second time."""
     from dioptra_assets.robustness.attacks import perturb_set
     from partitions.experiments import parse_experiment
-    from resources.cells import Cell, CellStore
     from resources.image_store import read_image_set
     from resources.models import read_model
+    from resources.store import Cell, CellStore
 
     store = CellStore(str(root / "home" / "store"))
     document = yaml.safe_load((root / PACKAGE / "defs" / "bench" / "defs.yaml").read_text())
@@ -196,7 +196,7 @@ def _attacks_alone(root: Path) -> dict[tuple[str, str], float]:
 
 
 def _versions(root: Path) -> dict[tuple[str, str], str]:
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     store = CellStore(str(root / "home" / "store"))
     asset = "bench/adversarial_set"

@@ -39,8 +39,8 @@ def measured(count: int, batch_size: int, rounds: int) -> list[str]:
     from dioptra_assets.robustness.attacks import FastGradientMethod, perturb_set
     from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
     from dioptra_assets.robustness.predictions import predict
-    from resources.cells import Cell, CellStore
     from resources.image_store import read_image_set, write_image_set
+    from resources.store import Cell, CellStore
 
     pixels, kind = _photographs(count)
     names = tuple(str(label) for label in range(1000))

@@ -42,8 +42,8 @@ def peaks(count: int, batch_size: int) -> dict[str, float]:
     from dioptra_assets.robustness.distances import set_distances
     from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
     from dioptra_assets.robustness.predictions import predict
-    from resources.cells import Cell, CellStore
     from resources.image_store import read_image_set, write_image_set
+    from resources.store import Cell, CellStore
 
     classes = tuple(str(label) for label in range(10))
     index = pd.DataFrame({"image_id": [f"{row:06d}" for row in range(count)], "label": np.arange(count) % 10})

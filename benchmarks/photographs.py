@@ -20,8 +20,8 @@ import pandas as pd
 
 from benchmarks.measure import Pair
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
-from resources.cells import Cell, CellStore
 from resources.image_store import read_image_set, write_image_set
+from resources.store import Cell, CellStore
 
 SHAPE = (224, 224, 3)
 CLASSES = tuple(str(label) for label in range(10))

@@ -117,7 +117,7 @@ def measured(folder: Path, chosen: argparse.Namespace) -> list[str]:
     from dioptra_assets.definitions import experiment_spec, resource_definitions
     from dioptra_assets.experiment import experiment_assets
     from dioptra_assets.runs.launch import materialize_cell
-    from resources.cells import Cell, CellStore
+    from resources.store import Cell, CellStore
 
     definitions = __import__(f"{MODULE}.definitions").definitions.defs()
     store = CellStore(str(folder / "home" / "store"))
@@ -205,7 +205,7 @@ def made_up(definitions: Any, instance: Any, store: Any) -> int:
 
     from dioptra_assets.assets.provenance import provenance_tags
     from partitions.keys import partition_of
-    from resources.cells import Cell
+    from resources.store import Cell
     from resources.tables import read_table, write_table
 
     count, dimensions = 0, ("architecture", "attack")

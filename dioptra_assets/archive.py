@@ -19,7 +19,7 @@ from typing import Annotated, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from resources.cells import CURRENT, IN_A_VERSION, MANIFEST, Cell, CellStore, Manifest, Pointer, says, sha256
+from resources.store import CURRENT, IN_A_VERSION, MANIFEST, Cell, CellStore, Manifest, Pointer, says, sha256
 
 FORMAT = 1
 INDEX = "index.json"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from resources.backlog import copy_backlog
-from resources.cells import (
+from resources.store import (
     A_MANIFEST,
     CURRENT,
     IN_A_VERSION,

@@ -27,8 +27,7 @@ from partitions.attacks import Family
 from partitions.dynamic_keys import config_key, is_short
 from partitions.image_sets import SETS, set_document, set_key
 from partitions.keys import ARCHITECTURE, ATTACK, CONFIG_KEY, DEFENCE, IMAGE_SET
-from resources.cells import Cell, CellStore
-from resources.store import StoreResource
+from resources.store import Cell, CellStore, StoreResource
 from resources.tracking import Tracking
 
 JOB = "entry_point"

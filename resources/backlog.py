@@ -24,7 +24,7 @@ from typing import Any
 import obstore
 
 from resources.cell_run import CellRun
-from resources.cells import CellStore, StoreError
+from resources.store import CellStore, StoreError
 from resources.tracking import Tracking, TrackingUnavailable
 
 FOLDER = "mlflow-backlog"  # no experiment can be called so

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from resources.cells import CellStore
 from resources.home import read_env_file
+from resources.store import CellStore
 from resources.user import user_name
 
 # One name for all checkouts that are to be the same, where folders come and go: build machines, containers.

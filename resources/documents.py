@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from resources.cells import Cell, CellStore, StoredCell
+from resources.store import Cell, CellStore, StoredCell
 
 CONFIG = "config"
 REPORT = "report"

@@ -24,7 +24,7 @@ from zarr.storage import MemoryStore, ObjectStore
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_index
-from resources.cells import Cell, CellStore, DamagedCellError, StoredCell, StoreError, damage
+from resources.store import Cell, CellStore, DamagedCellError, StoredCell, StoreError, damage
 from resources.tables import from_parquet, packed
 
 KIND = "image_set"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.util import hash_array
 
-from resources.cells import READERS, Cell, CellStore, StoredCell, sha256
+from resources.store import READERS, Cell, CellStore, StoredCell, sha256
 
 KIND = "table"
 FILE = "table.parquet"

@@ -36,7 +36,7 @@ from dioptra_assets.robustness import training
 from dioptra_assets.runs.launch import Launched, materialize_experiment
 from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
-from resources.cells import Cell, CellStore
+from resources.store import Cell, CellStore
 from resources.tables import read_table
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

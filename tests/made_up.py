@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resources.cells import Cell, CellStore, StoredCell
+from resources.store import Cell, CellStore, StoredCell
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "tiny"

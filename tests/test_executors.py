@@ -21,7 +21,7 @@ from dioptra_assets.experiment import experiment_assets
 from dioptra_assets.robustness.attacks import perturb_set
 from partitions.experiments import parse_experiment
 from resources import executors
-from resources.cells import CellStore, StoreError
+from resources.store import CellStore, StoreError
 from tests.conftest import EXPERIMENT, Lab
 
 SETS = [("shallow_net", "fgm_0.1"), ("shallow_net", "weak"), ("le_net", "fgm_0.3")]

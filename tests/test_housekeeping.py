@@ -18,10 +18,10 @@ from dioptra_assets.archive import ArchiveError, export_experiment, import_exper
 from dioptra_assets.command_line import app
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.runs.launch import Launched, materialize_experiment
-from resources import cells
-from resources.cells import Cell, CellStore, sha256
+from resources import store as cells
 from resources.documents import read_config, write_config
 from resources.image_store import read_image_set, write_image_set
+from resources.store import Cell, CellStore, sha256
 from resources.tables import read_table, write_table
 from tests.conftest import Lab
 

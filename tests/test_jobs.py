@@ -19,7 +19,7 @@ from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, parse_kwa
 from dioptra_assets.jobs import JOB, OP, plan
 from partitions.dynamic_keys import is_short
 from partitions.image_sets import set_document, set_key, set_of
-from resources.cells import CellStore
+from resources.store import CellStore
 from resources.tracking import Tracking
 from tests.conftest import ROOT, SETTINGS
 from tests.test_entry_points import DEMOS

@@ -17,7 +17,7 @@ from dioptra_assets.robustness.gates import GATE_COLUMNS
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.experiments import ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, partition_of
-from resources.cells import Cell, CellStore
+from resources.store import Cell, CellStore
 from resources.tracking import tracking_of
 
 

@@ -13,7 +13,7 @@ from partitions.attacks import Family
 from partitions.experiments import BRANCH
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources import home
-from resources.cells import Cell, CellStore
+from resources.store import Cell, CellStore
 from resources.tables import read_table
 
 # Of metric tables: the columns that tell rows apart, and the rates that are read first.

@@ -19,8 +19,8 @@ from dioptra_assets.api.submission import Job, get_job_by_id, submit_job
 from dioptra_assets.assets.values import Report, value_of
 from partitions.entries import ExperimentError
 from resources import home, tables
-from resources.cells import Cell, CellStore, MissingCellError, StoredCell, missing_message
 from resources.claims import keep_to_claim
+from resources.store import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
 if TYPE_CHECKING:
     from dioptra_assets.runs.launch import Launched

@@ -12,7 +12,7 @@ from dioptra_assets.assets.registered_models import version_table
 from dioptra_assets.registered_versions.verdicts import verdicts_of
 from partitions.experiments import BRANCH
 from resources import home
-from resources.cells import CellStore
+from resources.store import CellStore
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance

@@ -21,10 +21,10 @@ from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, encode_png
 from partitions.attacks import attack_document
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set, read_often, write_image_set
 from resources.models import read_model
+from resources.store import StoredCell
 from resources.tracking import CellRun
 
 SHOWN_IMAGES = 8

@@ -35,10 +35,9 @@ from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
 from resources.backlog import TrackedRun, tracked_run
-from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import device
 from resources.executors import backfill_policy, gpu_tags
-from resources.store import StoreResource
+from resources.store import Cell, CellStore, MissingCellError, StoredCell, StoreResource
 from resources.tracking import Tracking
 
 Metadata = Mapping[str, Any]

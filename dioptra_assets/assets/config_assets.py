@@ -12,8 +12,8 @@ from partitions.attacks import Family, attack_document, attack_of
 from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import command_for
 from resources.documents import read_config, write_config
+from resources.store import command_for
 
 ARCHITECTURE_CONFIG = "architecture_config"
 ATTACK_CONFIG = "attack_config"

@@ -24,9 +24,9 @@ from partitions.attacks import Family, attack_document
 from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import StoredCell
 from resources.image_store import read_image_set, write_image_set
 from resources.models import read_model
+from resources.store import StoredCell
 
 
 def defended_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:

@@ -24,7 +24,7 @@ from dioptra_assets.robustness.gates import (
 from partitions.attacks import Family
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import Cell, CellStore, DamagedCellError, StoredCell
+from resources.store import Cell, CellStore, DamagedCellError, StoredCell
 from resources.tables import read_table, read_tables
 
 JUDGED: tuple[Family, ...] = ("evasion", "poisoning")

@@ -12,7 +12,7 @@ import dagster as dg
 from dioptra_assets.assets.boundary import DIMENSIONS, IO_MANAGER
 from dioptra_assets.assets.values import value_of
 from partitions.keys import partition_of
-from resources.cells import Cell, CellStore
+from resources.store import Cell, CellStore
 
 
 class StoredCells(dg.ConfigurableIOManager):

@@ -16,8 +16,8 @@ from partitions.dynamic_keys import KeyedConfigs, looked_up
 from partitions.experiments import ExperimentSpec
 from partitions.keys import CONFIG_KEY
 from resources import home
-from resources.cells import Cell, CellStore
 from resources.documents import read_config, write_config
+from resources.store import Cell, CellStore
 
 KEYED_CONFIG = "keyed_config"
 

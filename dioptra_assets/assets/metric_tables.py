@@ -23,10 +23,10 @@ from partitions.attacks import attack_of, documents
 from partitions.entries import edition
 from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set, read_often
 from resources.models import read_model
+from resources.store import StoredCell
 from resources.tables import read_table, read_tables, write_table
 
 HEADLINES = ("clean_accuracy", "robust_accuracy", "asr", "precision", "recall", "auc")

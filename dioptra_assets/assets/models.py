@@ -13,10 +13,10 @@ from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.training import TrainedModel, TrainingRecipe
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
-from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set, read_often
 from resources.models import MODEL, read_model, write_model
+from resources.store import StoredCell
 from resources.tables import read_table, write_table
 from resources.tracking import CellRun, registered_name
 

@@ -22,10 +22,10 @@ from dioptra_assets.robustness.predictions import predict
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.models import read_model
+from resources.store import StoredCell
 from resources.tables import read_table, write_table
 
 CURVE_COLUMNS = {

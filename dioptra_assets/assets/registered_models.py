@@ -28,11 +28,11 @@ from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import Cell, CellStore, MissingCellError, StoredCell
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
 from resources.mlflow_client import file_sha256
 from resources.models import MODEL, write_model
+from resources.store import Cell, CellStore, MissingCellError, StoredCell
 from resources.tables import read_table, write_table
 from resources.tracking import ModelRefused
 

@@ -16,8 +16,8 @@ from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 from dioptra_assets.assets.shown import shown
 from partitions.experiments import ExperimentSpec
 from resources import home
-from resources.cells import CellStore, StoreError, StoreRefusedError, command_for
 from resources.claims import keep_to_claim
+from resources.store import CellStore, StoreError, StoreRefusedError, command_for
 
 # How often, and after how long, a step whose remote store did not answer is tried again.
 STORE_RETRIES = 3

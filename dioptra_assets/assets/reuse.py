@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import Cell, DamagedCellError, StoredCell, sha256
+from resources.store import Cell, DamagedCellError, StoredCell, sha256
 
 if TYPE_CHECKING:
     from dioptra_assets.assets.boundary import CellContext

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resources import documents, image_store, models, tables
-from resources.cells import StoredCell
+from resources.store import StoredCell
 
 
 @dataclass(frozen=True)

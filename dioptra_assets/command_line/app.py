@@ -169,7 +169,7 @@ def claim(experiment: Experiment) -> None:
     from dioptra_assets.definitions import experiment_spec
     from dioptra_assets.runs.launch import UnknownExperimentError
     from resources import claims
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     try:
         spec = experiment_spec(experiment)
@@ -386,7 +386,7 @@ def mlflow_backlog() -> None:
     import dagster as dg
 
     from dioptra_assets.runs.backlog import tell_mlflow
-    from resources.cells import CellStore
+    from resources.store import CellStore
     from resources.tracking import Tracking
 
     tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
@@ -405,9 +405,9 @@ housekeeping.register(app)
 def main() -> None:
     """The entry point: an expected failure is one line, not a traceback."""
     from partitions.entries import ExperimentError
-    from resources.cells import DamagedCellError, MissingCellError, StoreError
     from resources.claims import ClaimedError
     from resources.room import NoRoomError, no_room
+    from resources.store import DamagedCellError, MissingCellError, StoreError
 
     try:
         app()

@@ -12,7 +12,7 @@ from rich.console import Console
 from resources import home
 
 if TYPE_CHECKING:
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
 console = Console()
 errors = Console(stderr=True)
@@ -36,7 +36,7 @@ def verify(
 ) -> None:
     """Read every byte of the store and compare it with the manifests; ends with 1 where anything is not as written."""
     from dioptra_assets import housekeeping
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     store = CellStore(home.store_url())
     found = housekeeping.verify_store(store, experiment)
@@ -63,7 +63,7 @@ def export_archive(
 ) -> None:
     """Write all stored cells of an experiment to one file, which `import` takes into another store."""
     from dioptra_assets.archive import ArchiveError, export_experiment
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     try:
         cells = export_experiment(CellStore(home.store_url()), experiment, target)
@@ -82,7 +82,7 @@ def import_archive(
 ) -> None:
     """Take an exported experiment into this store. All is checked first; where anything is wrong nothing is taken."""
     from dioptra_assets.archive import ArchiveError, import_experiment
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     try:
         experiment, taken, there = import_experiment(CellStore(home.store_url()), source, replace=replace)
@@ -104,7 +104,7 @@ def clean(
     from dioptra_assets import housekeeping
     from dioptra_assets.definitions import defs
     from dioptra_assets.runs.launch import UnknownExperimentError
-    from resources.cells import CellStore
+    from resources.store import CellStore
     from resources.tracking import Tracking, TrackingUnavailable
 
     store = CellStore(home.store_url())
@@ -155,7 +155,7 @@ def backup_home(
     The copy is a home: DAGSTER_HOME set to it, or its content put back, restores everything.
     """
     from dioptra_assets.housekeeping import BackupError, backup
-    from resources.cells import CellStore
+    from resources.store import CellStore
 
     try:
         cells = backup(home.home(), CellStore(home.store_url()), target)

@@ -12,7 +12,7 @@ from dioptra_assets.broken_experiments import mistakes, refuse_broken
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import UnknownExperimentError, cells_of, to_compute
 from resources import home
-from resources.cells import CellStore
+from resources.store import CellStore
 
 State = Literal["up to date", "stale", "missing"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resources.cells import Cell, CellStore, StoredCell
 from resources.image_store import INDEX
+from resources.store import Cell, CellStore, StoredCell
 
 if TYPE_CHECKING:
     import mlcroissant as mlc

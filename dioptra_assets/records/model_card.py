@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resources.cells import StoredCell
 from resources.models import MODEL
+from resources.store import StoredCell
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component

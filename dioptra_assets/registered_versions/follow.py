@@ -14,7 +14,7 @@ from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import QUIET
 from dioptra_assets.runs.step_output import to_the_log_alone
 from partitions.experiments import BRANCH, ExperimentSpec
-from resources.cells import CellStore
+from resources.store import CellStore
 from resources.tracking import Tracking
 
 

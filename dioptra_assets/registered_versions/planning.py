@@ -15,8 +15,8 @@ from dioptra_assets.assets.boundary import DIMENSIONS
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
 from partitions.ranges import ranges
-from resources.cells import Cell, CellStore
 from resources.executors import cells_per_run
+from resources.store import Cell, CellStore
 
 # A run of so many versions at most: whoever comes next waits for no more than these.
 VERSIONS_PER_RUN = 100

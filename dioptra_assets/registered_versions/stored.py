@@ -9,7 +9,7 @@ import obstore
 from dioptra_assets.assets.boundary import asset_key
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
-from resources.cells import Cell, CellStore, StoredCell
+from resources.store import Cell, CellStore, StoredCell
 
 
 def _model(branch: ExperimentSpec, store: CellStore, version: str) -> StoredCell | None:

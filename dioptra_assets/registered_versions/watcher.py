@@ -30,7 +30,7 @@ from dioptra_assets.registered_versions.verdicts import Verdict, events_of, paus
 from partitions.attacks import attack_document
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key
-from resources.cells import CellStore
+from resources.store import CellStore
 from resources.tracking import Tracking
 
 if TYPE_CHECKING:

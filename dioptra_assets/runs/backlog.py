@@ -7,7 +7,7 @@ import dagster as dg
 from partitions.keys import partition_key_of
 from resources import home
 from resources.backlog import Written, write_backlog
-from resources.cells import CellStore
+from resources.store import CellStore
 from resources.tracking import Tracking
 
 

@@ -21,7 +21,7 @@ from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.metrics import METRIC_COLUMNS
 from dioptra_assets.runs.launch import Launched
 from dioptra_assets.runs.selection import select
-from resources.cells import Cell, DamagedCellError, MissingCellError
+from resources.store import Cell, DamagedCellError, MissingCellError
 from resources.tables import write_table
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, Lab
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dioptra_assets.assets import adversarial_sets
-from resources.cells import Cell
 from resources.models import read_history, read_model, write_model
+from resources.store import Cell
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, Lab
 
 EXTRA = {**EXPERIMENT, "attacks": {**EXPERIMENT["attacks"], "extra": {"method": "fgm", "eps": 0.2}}}

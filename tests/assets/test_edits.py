@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from resources.cells import Cell, CellStore
+from resources.store import Cell, CellStore
 from resources.tables import read_table
 from tests.made_up import Home
 

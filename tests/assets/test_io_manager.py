@@ -10,7 +10,7 @@ import pytest
 import dioptra_assets as da
 from dioptra_assets.assets.boundary import IO_MANAGER
 from dioptra_assets.robustness.image_set import ImageSet
-from resources.cells import MissingCellError
+from resources.store import MissingCellError
 from tests.conftest import Lab
 
 ATTACKS = dg.StaticPartitionsDefinition(["fgm_0.1", "fgm_0.3", "weak"])

@@ -12,7 +12,7 @@ from dioptra_assets.command_line.display import line, showing
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
 from resources import home
-from resources.cells import CellStore
+from resources.store import CellStore
 from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS
 

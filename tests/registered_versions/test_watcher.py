@@ -24,7 +24,7 @@ from dioptra_assets.registered_versions.planning import Todo, runs
 from dioptra_assets.registered_versions.verdicts import LONGEST_PAUSE, pause
 from dioptra_assets.robustness.data.digits import DigitsSource
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import Cell
+from resources.store import Cell
 from resources.tables import read_table
 from resources.tracking import Tracking, TrackingUnavailable
 from tests.conftest import Lab

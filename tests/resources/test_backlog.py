@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from resources import mlflow_client
 from resources import tracking as tracking_module
 from resources.backlog import FOLDER, WAITING, tracked_run, write_backlog
-from resources.cells import CellStore
+from resources.store import CellStore
 from resources.tracking import Tracking, TrackingUnavailable
 from tests.resources.test_tracking import hanging_server, refusing_server, stub_mlflow, tracking_in
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
 from resources import image_store
-from resources.cells import Cell, CellStore, DamagedCellError, StoredCell, StoreError
 from resources.image_store import read_image_set, read_often, write_image_set
+from resources.store import Cell, CellStore, DamagedCellError, StoredCell, StoreError
 from resources.tables import table_hash
-from tests.resources.test_cells import Bomb, snapshot
+from tests.resources.test_store import Bomb, snapshot
 
 pytestmark = pytest.mark.quick
 
@@ -363,7 +363,7 @@ def test_writing_and_reading_a_set_takes_memory_for_shards_and_not_for_the_set(t
         import resource, sys
         import numpy as np, pandas as pd
         from dioptra_assets.robustness.image_set import ImageBatch
-        from resources.cells import Cell, CellStore
+        from resources.store import Cell, CellStore
         from resources.image_store import read_image_set, read_often, write_image_set
 
         def peak():

@@ -11,9 +11,9 @@ import pytest
 from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.errors import NonFiniteError
 from resources import models
-from resources.cells import Cell, CellStore, DamagedCellError
 from resources.models import read_history, read_model, write_model
-from tests.resources.test_cells import Bomb, snapshot
+from resources.store import Cell, CellStore, DamagedCellError
+from tests.resources.test_store import Bomb, snapshot
 
 pytestmark = pytest.mark.quick
 

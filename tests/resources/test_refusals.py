@@ -17,9 +17,9 @@ from dagster._serdes import serialize_value
 from dioptra_assets.assets.pictures import as_text, markdown_table
 from dioptra_assets.assets.retries import try_again_where_the_store_is_away
 from dioptra_assets.definitions import resource_definitions
-from resources import cells
-from resources.cells import CellStore, StoreError, StoreRefusedError
+from resources import store as cells
 from resources.redacted import as_cause, without_passwords
+from resources.store import CellStore, StoreError, StoreRefusedError
 from resources.tracking import Tracking, TrackingUnavailable, tracking_of
 
 

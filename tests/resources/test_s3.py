@@ -14,11 +14,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from dioptra_assets.robustness.image_set import ImageSet
-from resources import cells, image_store
-from resources.cells import CURRENT, Cell, CellStore, DamagedCellError, LostCellError, MissingCellError, StoreError
+from resources import image_store
+from resources import store as cells
 from resources.image_store import read_image_set, write_image_set
+from resources.store import CURRENT, Cell, CellStore, DamagedCellError, LostCellError, MissingCellError, StoreError
 from resources.tables import read_table, write_table
-from tests.resources.test_cells import CELL, content, version_name, write
+from tests.resources.test_store import CELL, content, version_name, write
 
 TABLE = Cell("digits/evasion_metrics")
 SET = Cell("digits/testing_set")

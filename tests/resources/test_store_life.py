@@ -28,8 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from resources import cells
-from resources.cells import Cell, CellStore, CellWriter, DamagedCellError, LostCellError, MissingCellError, StoredCell
+from resources import store
+from resources.store import Cell, CellStore, CellWriter, DamagedCellError, LostCellError, MissingCellError, StoredCell
 
 CELLS = [
     Cell("digits/model", {"architecture": "le_net"}),
@@ -92,12 +92,12 @@ def check(stored: StoredCell) -> None:
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """Superseded versions are old at once."""
-    kept = cells.KEEP_SUPERSEDED
-    cells.KEEP_SUPERSEDED = timedelta(seconds=-10)
+    kept = store.KEEP_SUPERSEDED
+    store.KEEP_SUPERSEDED = timedelta(seconds=-10)
     try:
         yield
     finally:
-        cells.KEEP_SUPERSEDED = kept
+        store.KEEP_SUPERSEDED = kept
 
 
 class StoreLife(RuleBasedStateMachine):

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from pandas.util import hash_pandas_object
 
-from resources.cells import Cell, CellStore
+from resources.store import Cell, CellStore
 from resources.tables import from_parquet, packed, read_table, read_tables, table_hash, to_parquet, write_table
-from tests.resources.test_cells import snapshot
+from tests.resources.test_store import snapshot
 
 pytestmark = pytest.mark.quick
 

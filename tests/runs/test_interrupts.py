@@ -18,7 +18,7 @@ import pytest
 from dioptra_assets.runs import interrupts
 from dioptra_assets.runs.launch import Launched, materialize_experiment
 from resources import home
-from resources.cells import CellStore
+from resources.store import CellStore
 from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS, Lab
 

@@ -32,9 +32,9 @@ from dioptra_assets.runs.launch import UnknownExperimentError, materialize_exper
 from dioptra_assets.runs.orphans import LEADER_TAG, clear_leftovers, leader
 from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment
-from resources.cells import Cell, CellStore
 from resources.documents import write_config
 from resources.room import NoRoomError
+from resources.store import Cell, CellStore
 from resources.user import USER_TAG
 from tests.assets.test_boundary import EXTRA, causes, cell_path, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, ROOT, SETTINGS, Lab

@@ -21,9 +21,9 @@ from dioptra_assets.robustness.worst_case import WORST_CASE_INPUTS, WorstCase
 from partitions.attacks import SECTIONS, attack_document
 from partitions.experiments import ExperimentFile, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
-from resources.cells import StoredCell
 from resources.image_store import read_image_set
 from resources.models import read_history
+from resources.store import StoredCell
 from resources.tables import read_table, read_tables
 
 PACKAGES = (

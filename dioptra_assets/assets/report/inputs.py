@@ -7,7 +7,7 @@ from dioptra_assets.assets.boundary import CellContext
 from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, CONFIGS
 from partitions.attacks import Family
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import StoredCell
+from resources.store import StoredCell
 
 Partitions = Sequence[Mapping[str, str]]
 WHOLE: Partitions = ({},)

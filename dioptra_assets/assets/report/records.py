@@ -12,7 +12,7 @@ from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.report import MOST_ROWS, SHOWN_ROWS, ReportData, lowest
 from dioptra_assets.robustness.report_document import report_document, to_json
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources.cells import StoredCell
+from resources.store import StoredCell
 from resources.tables import to_parquet
 
 EVASION_RATES = ("robust_accuracy", "asr")

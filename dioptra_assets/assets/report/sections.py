@@ -11,8 +11,8 @@ from dioptra_assets.robustness.metrics import defence_comparison
 from dioptra_assets.robustness.poisoning import poison_curve
 from dioptra_assets.robustness.report import Section
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
-from resources.cells import StoredCell
 from resources.image_store import read_image_set
+from resources.store import StoredCell
 from resources.tables import read_table
 
 SHOWN_TRIGGERS = 10

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resources import cells
-from resources.cells import (
+from resources import store as cells
+from resources.documents import read_config, write_config
+from resources.store import (
     Cell,
     CellStore,
     DamagedCellError,
@@ -28,7 +29,6 @@ from resources.cells import (
     StoreError,
     sha256,
 )
-from resources.documents import read_config, write_config
 from resources.tables import read_table, write_table
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_the_guard_is_called_when_all_but_the_switch_is_done(store: CellStore):
 
 KILLED_WRITER = """
     import os, signal, sys
-    from resources.cells import Cell, CellStore
+    from resources.store import Cell, CellStore
 
     url, point, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     real, count = CellStore.put, 0
@@ -169,7 +169,7 @@ KILLED_WRITER = """
 
     CellStore.put = put
     sys.path.insert(0, os.getcwd())
-    from tests.resources.test_cells import write
+    from tests.resources.test_store import write
     write(CellStore(url), "two")
     print("finished")
 """
@@ -221,8 +221,8 @@ def test_kill_9_at_any_moment_of_a_stream_of_writes_leaves_a_whole_version(store
     write(store, "0")
     code = """
         import sys, itertools
-        from resources.cells import CellStore
-        from tests.resources.test_cells import write
+        from resources.store import CellStore
+        from tests.resources.test_store import write
         print("ready", flush=True)
         for n in itertools.count(1):
             write(CellStore(sys.argv[1]), str(n))
@@ -250,8 +250,8 @@ def test_kill_9_at_any_moment_of_a_stream_of_writes_leaves_a_whole_version(store
 def test_two_processes_that_write_one_cell_at_once_leave_exactly_one_whole_version(store: CellStore):
     code = """
         import sys
-        from resources.cells import CellStore
-        from tests.resources.test_cells import write
+        from resources.store import CellStore
+        from tests.resources.test_store import write
         print("ready", flush=True)
         sys.stdin.readline()
         for n in range(20):
@@ -604,8 +604,8 @@ def test_a_full_disk_is_a_failure_with_path_and_bytes_and_the_old_version_stays(
     before = snapshot(Path(store.url))
     code = """
         import resource, sys
-        from resources.cells import CellStore, StoreError
-        from tests.resources.test_cells import CELL
+        from resources.store import CellStore, StoreError
+        from tests.resources.test_store import CELL
         store = CellStore(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         try:
@@ -638,8 +638,8 @@ def test_a_read_only_store_is_read_and_refuses_writing_with_the_path(open_folder
     write(store, "one")
     code = """
         import os, sys
-        from resources.cells import CellStore, StoreError
-        from tests.resources.test_cells import content, write
+        from resources.store import CellStore, StoreError
+        from tests.resources.test_store import content, write
         if os.geteuid() == 0:
             os.seteuid(65534)
         store = CellStore(sys.argv[1])

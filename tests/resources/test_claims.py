@@ -12,8 +12,8 @@ import pytest
 
 from dioptra_assets import definitions
 from dioptra_assets.command_line import app
-from resources.cells import Cell, CellStore
 from resources.claims import ClaimedError, claim, claim_of, keep_to_claim, refuse_others
+from resources.store import Cell, CellStore
 from tests.conftest import EXPERIMENT, Lab, enter, skeleton
 
 EDITED = {**EXPERIMENT, "attacks": {"fgm": {"eps": [0.2]}}}
