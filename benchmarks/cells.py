@@ -43,7 +43,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     from partitions.experiments import parse_experiment
     from resources import home
     from resources.store import CellStore, StoreResource
-    from resources.tracking import Tracking
+    from resources.tracking.resource import Tracking
 
     spec = parse_experiment("bench", QUICK if quick else EXPERIMENT)
     store = CellStore(str(folder / "store"))

@@ -14,10 +14,10 @@ from partitions.experiment_files import read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
 from resources.executors import executor
-from resources.own_mlflow import own_mlflow
 from resources.redacted import without_passwords
 from resources.store import StoreResource
-from resources.tracking import Tracking
+from resources.tracking.own_server import own_mlflow
+from resources.tracking.resource import Tracking
 
 
 def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.ConfigurableIOManager | dg.ResourceDefinition]:

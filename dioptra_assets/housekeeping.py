@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from resources.backlog import copy_backlog
 from resources.store import (
     A_MANIFEST,
     CURRENT,
@@ -23,6 +22,7 @@ from resources.store import (
     StoreError,
     sha256,
 )
+from resources.tracking.backlog import copy_backlog
 
 if TYPE_CHECKING:
     import dagster as dg

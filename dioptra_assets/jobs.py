@@ -28,7 +28,7 @@ from partitions.dynamic_keys import config_key, is_short
 from partitions.image_sets import SETS, set_document, set_key
 from partitions.keys import ARCHITECTURE, ATTACK, CONFIG_KEY, DEFENCE, IMAGE_SET
 from resources.store import Cell, CellStore, StoreResource
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 
 JOB = "entry_point"
 OP = "run_entry_point"

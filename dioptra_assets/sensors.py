@@ -16,7 +16,7 @@ from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import materialize_experiment
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.store import StoreResource
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking.resource import Tracking, TrackingUnavailable
 
 NIGHTLY_JOB = "nightly"
 NIGHTLY_OP = "attack_again"

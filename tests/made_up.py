@@ -339,7 +339,7 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     from dioptra_assets.robustness.reference_attack import LOSSES, ReferenceAttacks
     from resources import compute, models
     from resources.tables import to_parquet
-    from resources.tracking import Tracking, TrackingUnavailable
+    from resources.tracking.resource import Tracking, TrackingUnavailable
 
     away = folder / "mlflow_is_away"
 
@@ -457,7 +457,7 @@ class MadeUpRun:
         self._away = away
 
     def __getattr__(self, name: str) -> Callable[..., str]:
-        from resources.tracking import TrackingUnavailable
+        from resources.tracking.resource import TrackingUnavailable
 
         if self._away.exists():
             raise TrackingUnavailable("MLflow is away")

@@ -13,7 +13,7 @@ from dioptra_assets.registered_versions.verdicts import Verdict, events_of, verd
 from dioptra_assets.robustness import model_trial
 from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import BRANCH
-from resources.mlflow_client import file_sha256
+from resources.tracking.client import file_sha256
 from tests.conftest import Lab
 
 SIDE = 8

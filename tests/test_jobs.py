@@ -20,7 +20,7 @@ from dioptra_assets.jobs import JOB, OP, plan
 from partitions.dynamic_keys import is_short
 from partitions.image_sets import set_document, set_key, set_of
 from resources.store import CellStore
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 from tests.conftest import ROOT, SETTINGS
 from tests.test_entry_points import DEMOS
 

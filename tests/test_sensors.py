@@ -16,8 +16,8 @@ from dioptra_assets.command_line.overview import counted
 from dioptra_assets.robustness import model_trial
 from dioptra_assets.sensors import NIGHTLY_JOB, NIGHTLY_OP
 from partitions.experiments import Watch
-from resources.mlflow_client import file_sha256
 from resources.tables import read_table
+from resources.tracking.client import file_sha256
 from tests.conftest import Lab
 from tests.registry import ONE_ATTACK, QUIET, WATCHED, Follower, client, model_file, register
 

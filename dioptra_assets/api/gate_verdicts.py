@@ -18,7 +18,7 @@ from dioptra_assets.runs.staleness import stale_cells
 from partitions.experiments import ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, partition_of
 from resources.store import Cell, CellStore
-from resources.tracking import tracking_of
+from resources.tracking.resource import tracking_of
 
 
 def verdicts(

@@ -25,7 +25,7 @@ from resources.compute import prepare_device
 from resources.image_store import read_image_set, read_often, write_image_set
 from resources.models import read_model
 from resources.store import StoredCell
-from resources.tracking import CellRun
+from resources.tracking.resource import CellRun
 
 SHOWN_IMAGES = 8
 

@@ -34,11 +34,11 @@ from partitions.attacks import Family
 from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
-from resources.backlog import TrackedRun, tracked_run
 from resources.compute import device
 from resources.executors import backfill_policy, gpu_tags
 from resources.store import Cell, CellStore, MissingCellError, StoredCell, StoreResource
-from resources.tracking import Tracking
+from resources.tracking.backlog import TrackedRun, tracked_run
+from resources.tracking.resource import Tracking
 
 Metadata = Mapping[str, Any]
 # The entry of an asset's metadata that names the dimensions it is partitioned by.

@@ -18,7 +18,7 @@ from resources.image_store import read_image_set, read_often
 from resources.models import MODEL, read_model, write_model
 from resources.store import StoredCell
 from resources.tables import read_table, write_table
-from resources.tracking import CellRun, registered_name
+from resources.tracking.resource import CellRun, registered_name
 
 GPU_POOL = "gpu"
 Trainer = Callable[..., TrainedModel]

@@ -30,11 +30,11 @@ from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device
 from resources.image_store import read_image_set
-from resources.mlflow_client import file_sha256
 from resources.models import MODEL, write_model
 from resources.store import Cell, CellStore, MissingCellError, StoredCell
 from resources.tables import read_table, write_table
-from resources.tracking import ModelRefused
+from resources.tracking.client import file_sha256
+from resources.tracking.resource import ModelRefused
 
 # Each of these blocks: what fails one is not attacked.
 CHECKS = {

@@ -387,7 +387,7 @@ def mlflow_backlog() -> None:
 
     from dioptra_assets.runs.backlog import tell_mlflow
     from resources.store import CellStore
-    from resources.tracking import Tracking
+    from resources.tracking.resource import Tracking
 
     tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
     tracking.ask_again()

@@ -105,7 +105,7 @@ def clean(
     from dioptra_assets.definitions import defs
     from dioptra_assets.runs.launch import UnknownExperimentError
     from resources.store import CellStore
-    from resources.tracking import Tracking, TrackingUnavailable
+    from resources.tracking.resource import Tracking, TrackingUnavailable
 
     store = CellStore(home.store_url())
     try:

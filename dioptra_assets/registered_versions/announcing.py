@@ -14,8 +14,8 @@ from dioptra_assets.assets.boundary import asset_key
 from dioptra_assets.registered_versions.verdicts import VERDICT, Verdict, pause
 from partitions.experiments import ExperimentSpec
 from resources import home
-from resources.mlflow_client import without_user
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking.client import without_user
+from resources.tracking.resource import Tracking, TrackingUnavailable
 from resources.webhook import WebhookError, plain, post
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dioptra_assets.runs.launch import QUIET
 from dioptra_assets.runs.step_output import to_the_log_alone
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.store import CellStore
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 
 
 def follow(

@@ -11,7 +11,7 @@ from dioptra_assets.registered_versions.verdicts import Status, shortened
 from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, PASSED, overall, said
 from partitions.experiments import ExperimentSpec
 from resources.store import CellStore
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking.resource import Tracking, TrackingUnavailable
 
 # Versions are held against those before them; one that has failed so often is not waited for any longer.
 WAITED_FOR = 4

@@ -8,7 +8,7 @@ import dagster as dg
 from dioptra_assets.assets.registered_models import version_key
 from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

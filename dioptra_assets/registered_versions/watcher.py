@@ -31,7 +31,7 @@ from partitions.attacks import attack_document
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key
 from resources.store import CellStore
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -6,9 +6,9 @@ import dagster as dg
 
 from partitions.keys import partition_key_of
 from resources import home
-from resources.backlog import Written, write_backlog
 from resources.store import CellStore
-from resources.tracking import Tracking
+from resources.tracking.backlog import Written, write_backlog
+from resources.tracking.resource import Tracking
 
 
 def tell_mlflow(

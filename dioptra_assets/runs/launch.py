@@ -34,7 +34,7 @@ from partitions.ranges import ranges
 from resources.executors import cells_per_run, engine
 from resources.room import no_room
 from resources.store import Cell, CellStore
-from resources.tracking import tracking_of
+from resources.tracking.resource import tracking_of
 from resources.user import user_name, user_tags
 
 # Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.

@@ -6,7 +6,7 @@ from mlflow.tracking import MlflowClient
 
 from dioptra_assets.runs.backlog import tell_mlflow
 from resources import home
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 from tests.conftest import Lab
 
 

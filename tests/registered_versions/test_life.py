@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from dioptra_assets.robustness.data.digits import DigitsSource
 from resources.tables import read_table
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking.resource import Tracking, TrackingUnavailable
 from tests.conftest import enter, skeleton
 from tests.registry import ONE_ATTACK, Follower, at_once, client, failing, model_file, register
 

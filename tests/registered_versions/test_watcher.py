@@ -26,7 +26,7 @@ from dioptra_assets.robustness.data.digits import DigitsSource
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.store import Cell
 from resources.tables import read_table
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking.resource import Tracking, TrackingUnavailable
 from tests.conftest import Lab
 from tests.registry import ONE_ATTACK, Follower, at_once, client, failing, model_file, register
 

@@ -20,7 +20,7 @@ from dioptra_assets.definitions import resource_definitions
 from resources import store as cells
 from resources.redacted import as_cause, without_passwords
 from resources.store import CellStore, StoreError, StoreRefusedError
-from resources.tracking import Tracking, TrackingUnavailable, tracking_of
+from resources.tracking.resource import Tracking, TrackingUnavailable, tracking_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from dioptra_assets.robustness import forked_trials, model_trial
 from dioptra_assets.robustness.model_file_config import UnsafeModelError
 from dioptra_assets.robustness.training import TrainingRecipe, initial_model
-from resources.mlflow_client import file_sha256
+from resources.tracking.client import file_sha256
 
 SHAPE = (8, 8, 1)
 ENDING = "import faulthandler, os, signal; faulthandler.disable(); os.kill(os.getpid(), signal.SIGSEGV)"
@@ -112,7 +112,7 @@ FORKED = """
 import os, sys, time
 import keras
 from dioptra_assets.robustness import forked_trials, model_trial
-from resources.mlflow_client import file_sha256
+from resources.tracking.client import file_sha256
 
 model_trial.prepare_forking()
 path, begun = sys.argv[1], os.times()

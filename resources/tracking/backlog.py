@@ -23,9 +23,9 @@ from typing import Any
 
 import obstore
 
-from resources.cell_run import CellRun
 from resources.store import CellStore, StoreError
-from resources.tracking import Tracking, TrackingUnavailable
+from resources.tracking.resource import Tracking, TrackingUnavailable
+from resources.tracking.run import CellRun
 
 FOLDER = "mlflow-backlog"  # no experiment can be called so
 BACKLOG_TAG = "backlog"

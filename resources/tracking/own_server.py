@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from resources import home
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 
 if TYPE_CHECKING:
     from dagster_mlflow.resources import MlFlow

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from resources.deadlines import Deadlined, within
 from resources.imports import loading
+from resources.tracking.deadlines import Deadlined, within
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

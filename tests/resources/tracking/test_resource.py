@@ -19,9 +19,9 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from resources.tracking import ModelRefused, Tracking, TrackingUnavailable, registered_name
+from resources.tracking.resource import ModelRefused, Tracking, TrackingUnavailable, registered_name
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def tracking_in(folder: Path) -> Tracking:
@@ -218,7 +218,7 @@ def test_two_processes_may_initialise_one_new_database_at_once(tmp_path: Path) -
     code = """
 import sys, time, pathlib
 import mlflow.store.tracking.sqlalchemy_store
-from resources.tracking import Tracking
+from resources.tracking.resource import Tracking
 folder, me, other = map(pathlib.Path, sys.argv[1:])
 tracking = Tracking(mlflow_tracking_uri=f"sqlite:///{folder}/new/mlflow.db", artifact_location=f"{folder}/artifacts")
 me.touch()
@@ -263,7 +263,7 @@ def test_a_file_that_is_no_database_is_said_to_be_none_at_once(tmp_path: Path) -
 def test_only_a_new_database_gets_a_write_ahead_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there_before: bool, journal: str
 ) -> None:
-    monkeypatch.setattr("resources.tracking.open_client", lambda uri: uri)
+    monkeypatch.setattr("resources.tracking.resource.open_client", lambda uri: uri)
     if there_before:
         with sqlite3.connect(tmp_path / "mlflow.db") as connection:
             connection.execute("PRAGMA user_version = 1")
@@ -466,7 +466,7 @@ def test_a_server_lost_during_a_cell_costs_its_timeouts_once_and_hides_no_error(
 def test_timeouts_are_short_unless_the_environment_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resources.tracking.open_client", lambda uri: uri)
+    monkeypatch.setattr("resources.tracking.resource.open_client", lambda uri: uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     tracking_in(tmp_path).initialise()
@@ -475,8 +475,6 @@ def test_timeouts_are_short_unless_the_environment_says_otherwise(
 
 
 def test_importing_the_resource_does_not_import_mlflow() -> None:
-    code = (
-        "import sys, resources.tracking; print([name for name in ('mlflow', 'dagster_mlflow') if name in sys.modules])"
-    )
+    code = "import sys, resources.tracking.resource; print([name for name in ('mlflow', 'dagster_mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

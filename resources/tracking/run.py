@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from resources.mlflow_client import file_sha256, fitting, fitting_tags, transferring, without_user
+from resources.tracking.client import file_sha256, fitting, fitting_tags, transferring, without_user
 
 if TYPE_CHECKING:
     from mlflow.entities import Param
     from mlflow.tracking import MlflowClient
 
-    from resources.tracking import Tracking
+    from resources.tracking.resource import Tracking
 
 MODEL_FOLDER = "model"
 DIGEST_TAG = "sha256"

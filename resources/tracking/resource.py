@@ -22,9 +22,8 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from resources import home
-from resources.cell_run import DIGEST_TAG, MODEL_FOLDER, CellRun
-from resources.deadlines import within
-from resources.mlflow_client import (
+from resources.redacted import as_cause, without_passwords
+from resources.tracking.client import (
     DATABASE_PORTS,
     ENVIRONMENT_DEFAULTS,
     SLOWEST_TRANSFER,
@@ -39,7 +38,8 @@ from resources.mlflow_client import (
     with_deadline,
     without_user,
 )
-from resources.redacted import as_cause, without_passwords
+from resources.tracking.deadlines import within
+from resources.tracking.run import DIGEST_TAG, MODEL_FOLDER, CellRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

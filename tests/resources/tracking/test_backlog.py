@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from resources import mlflow_client
-from resources import tracking as tracking_module
-from resources.backlog import FOLDER, WAITING, tracked_run, write_backlog
 from resources.store import CellStore
-from resources.tracking import Tracking, TrackingUnavailable
-from tests.resources.test_tracking import hanging_server, refusing_server, stub_mlflow, tracking_in
+from resources.tracking import client as mlflow_client
+from resources.tracking import resource as tracking_module
+from resources.tracking.backlog import FOLDER, WAITING, tracked_run, write_backlog
+from resources.tracking.resource import Tracking, TrackingUnavailable
+from tests.resources.tracking.test_resource import hanging_server, refusing_server, stub_mlflow, tracking_in
 
 SILENT = {"tags": {"asset": "digits/model"}, "params": {"epochs": 3}}
 
