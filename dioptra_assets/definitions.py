@@ -13,7 +13,7 @@ from dioptra_assets.sensors import nightly_job
 from partitions.experiment_files import read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import home
-from resources.executors import executor
+from resources.executors.engines import executor
 from resources.redacted import without_passwords
 from resources.store import StoreResource
 from resources.tracking.own_server import own_mlflow

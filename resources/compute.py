@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from resources.executors import engine, gpus_per_cell
-from resources.gpus import take_slot
+from resources.executors.engines import engine, gpus_per_cell
+from resources.executors.gpus import take_slot
 from resources.imports import loading
 
 # What TensorFlow writes at every start, whatever its log level is set to: news of no consequence, and on a machine

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from resources.gpus import visible_gpus
+from resources.executors.gpus import visible_gpus
 from services import settings as env
 from services.certificates import make_certificate, weed_settings
 from services.settings import BUCKET, FOLDER, ROOT, port_setting, write_secret

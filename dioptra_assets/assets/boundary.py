@@ -35,7 +35,7 @@ from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
 from resources import home
 from resources.compute import device
-from resources.executors import backfill_policy, gpu_tags
+from resources.executors.engines import backfill_policy, gpu_tags
 from resources.store import Cell, CellStore, MissingCellError, StoredCell, StoreResource
 from resources.tracking.backlog import TrackedRun, tracked_run
 from resources.tracking.resource import Tracking

@@ -375,7 +375,7 @@ def worker(
     gpus: Annotated[str, typer.Option(help="`all`, `none`, or which: one worker for each.")] = "all",
 ) -> None:
     """Start the Celery workers of this machine, for the queues `gpu` and `dagster`; Ctrl-C ends them."""
-    from resources import workers
+    from resources.executors import workers
 
     raise typer.Exit(workers.serve(workers.worker_commands(workers.chosen_gpus(gpus))))
 

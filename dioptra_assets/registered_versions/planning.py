@@ -15,7 +15,7 @@ from dioptra_assets.assets.boundary import DIMENSIONS
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
 from partitions.ranges import ranges
-from resources.executors import cells_per_run
+from resources.executors.engines import cells_per_run
 from resources.store import Cell, CellStore
 
 # A run of so many versions at most: whoever comes next waits for no more than these.

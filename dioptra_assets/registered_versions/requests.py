@@ -11,7 +11,7 @@ from dioptra_assets.registered_versions.planning import Todo, Wanted, runs
 from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
-from resources.executors import cells_per_run
+from resources.executors.engines import cells_per_run
 
 # Runs of one kind at once on a cluster; on one machine one after another, each for all that have come meanwhile.
 RUNS_AT_ONCE = 16

@@ -31,7 +31,7 @@ from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
-from resources.executors import cells_per_run, engine
+from resources.executors.engines import cells_per_run, engine
 from resources.room import no_room
 from resources.store import Cell, CellStore
 from resources.tracking.resource import tracking_of

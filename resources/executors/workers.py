@@ -1,4 +1,4 @@
-"""Celery workers of this machine: one a GPU, each of which sees that GPU alone: `python -m resources.workers`."""
+"""Celery workers of this machine: one a GPU, each of which sees that GPU alone: `python -m resources.executors.workers`."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from resources.gpus import VISIBLE_VARIABLE, visible_gpus
+from resources.executors.gpus import VISIBLE_VARIABLE, visible_gpus
 
 PAUSE_SECONDS = 0.5
 
@@ -27,7 +27,18 @@ def worker_commands(gpus: Sequence[str], further: Sequence[str] = ()) -> list[tu
     celery = str(Path(sys.executable).with_name("celery"))
     commands = []
     for number, gpu in enumerate(gpus):
-        command = [celery, "-A", "resources.celery_app", "worker", "-Q", "gpu,dagster", "-c", "1", "-l", "INFO"]
+        command = [
+            celery,
+            "-A",
+            "resources.executors.celery_app",
+            "worker",
+            "-Q",
+            "gpu,dagster",
+            "-c",
+            "1",
+            "-l",
+            "INFO",
+        ]
         name = ["-n", f"gpu{number}-{os.getpid()}@%h"] if len(gpus) > 1 else []
         environment = dict(os.environ) | ({VISIBLE_VARIABLE: gpu} if gpu else {})
         commands.append(([*command, *name, *further], environment))

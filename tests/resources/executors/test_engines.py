@@ -20,7 +20,7 @@ from dioptra_assets.assets import adversarial_sets, retries
 from dioptra_assets.experiment import experiment_assets
 from dioptra_assets.robustness.attacks import perturb_set
 from partitions.experiments import parse_experiment
-from resources import executors
+from resources.executors import engines
 from resources.store import CellStore, StoreError
 from tests.conftest import EXPERIMENT, Lab
 
@@ -51,8 +51,8 @@ def forget(lab: Lab, *cells: tuple[str, str]) -> None:
 
 def test_an_unknown_executor_is_named_beside_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "slurm")
-    with pytest.raises(executors.SettingError) as raised:
-        executors.executor()
+    with pytest.raises(engines.SettingError) as raised:
+        engines.executor()
     assert str(raised.value) == (
         "DIOPTRA_ASSETS_EXECUTOR=slurm: there is no such executor, there are in_process, multiprocess, celery, ray, k8s"
     )
@@ -60,33 +60,33 @@ def test_an_unknown_executor_is_named_beside_those_there_are(monkeypatch: pytest
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
-    monkeypatch.setattr(executors, "find_spec", lambda name: None)
-    with pytest.raises(executors.SettingError, match=r"pip install 'dioptra-assets\[celery\]'"):
-        executors.executor()
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(engines.SettingError, match=r"pip install 'dioptra-assets\[celery\]'"):
+        engines.executor()
 
 
 @pytest.mark.parametrize("variable", ["DIOPTRA_ASSETS_GPUS_PER_CELL", "DIOPTRA_ASSETS_CELLS_PER_RUN"])
 @pytest.mark.parametrize("text", ["many", "-1", "nan"])
 def test_a_setting_that_is_no_number_is_refused(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, text)
-    with pytest.raises(executors.SettingError, match=f"{variable}={text} is not allowed"):
-        executors.gpu_tags() if "GPUS" in variable else executors.cells_per_run()
+    with pytest.raises(engines.SettingError, match=f"{variable}={text} is not allowed"):
+        engines.gpu_tags() if "GPUS" in variable else engines.cells_per_run()
 
 
-@pytest.mark.parametrize("name", list(executors.ENGINES))
+@pytest.mark.parametrize("name", list(engines.ENGINES))
 def test_each_executor_is_the_one_of_its_name_and_takes_its_configuration(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", name)
-    assert executors.executor().name == name
+    assert engines.executor().name == name
 
 
 def test_a_backfill_is_cut_for_clusters_and_whole_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert executors.backfill_policy().max_partitions_per_run is None
+    assert engines.backfill_policy().max_partitions_per_run is None
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
-    assert executors.backfill_policy().max_partitions_per_run == 10
+    assert engines.backfill_policy().max_partitions_per_run == 10
     monkeypatch.setenv("DIOPTRA_ASSETS_CELLS_PER_RUN", "3")
-    assert executors.backfill_policy().max_partitions_per_run == 3
+    assert engines.backfill_policy().max_partitions_per_run == 3
 
 
 def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> None:
@@ -110,7 +110,7 @@ def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> N
 def test_a_kubernetes_word_that_is_not_in_the_schema_is_refused() -> None:
     from dagster_k8s.job import get_user_defined_k8s_config
 
-    tags = dict(executors.gpu_tags())
+    tags = dict(engines.gpu_tags())
     tags["dagster-k8s/config"] = json.dumps({"container_config": {"resourcez": {}}})
     with pytest.raises(Exception, match="resourcez"):
         get_user_defined_k8s_config(tags)
@@ -130,28 +130,28 @@ def test_a_broker_that_is_away_for_a_moment_costs_no_step(tmp_path: Path, monkey
     from celery import Celery
     from celery.exceptions import WorkerLostError
 
-    from resources import celery_executor
+    from resources.executors import celery
 
     if shutil.which("redis-server") is None:
         pytest.skip("there is no redis-server on this machine")
-    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", 30.0)
+    monkeypatch.setattr(celery, "AWAY_SECONDS", 30.0)
     port, said = clusters.free_port(), list[str]()
     url = f"redis://127.0.0.1:{port}/0"
     with clusters.redis(port, tmp_path):
         app = Celery(broker=url, backend=url, set_as_current=False)
-        task = celery_executor.WatchedTask(app, app.AsyncResult("a step"), "gpu", said.append)
-        lost = celery_executor.WatchedTask(app, app.AsyncResult("another"), "gpu", said.append)
+        task = celery.WatchedTask(app, app.AsyncResult("a step"), "gpu", said.append)
+        lost = celery.WatchedTask(app, app.AsyncResult("another"), "gpu", said.append)
         assert not task.ready()
         app.backend.store_result("a step", None, "STARTED")
     assert not task.ready() and not task.ready()
     assert len(said) == 1 and said[0].startswith("the broker of Celery does not answer, it is waited for 30 s")
-    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(celery, "AWAY_SECONDS", 0.0)
     lost.ready()
     time.sleep(0.01)
     assert lost.ready()
     with pytest.raises(WorkerLostError, match="the broker of Celery has not answered for 0 s"):
         lost.get()
-    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", 30.0)
+    monkeypatch.setattr(celery, "AWAY_SECONDS", 30.0)
     with clusters.redis(port, tmp_path):
         assert app.AsyncResult("a step").state == "STARTED"  # it keeps what it was told
         app.backend.store_result("a step", "its events", "SUCCESS")
@@ -159,9 +159,9 @@ def test_a_broker_that_is_away_for_a_moment_costs_no_step(tmp_path: Path, monkey
 
 
 def test_a_step_is_submitted_again_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    from resources import celery_executor
+    from resources.executors import celery
 
-    monkeypatch.setattr(celery_executor, "AWAY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(celery, "AWAY_PAUSE_SECONDS", 0.0)
     tried: list[str] = []
 
     def ask() -> str:
@@ -170,11 +170,11 @@ def test_a_step_is_submitted_again_while_the_broker_is_away(monkeypatch: pytest.
             raise ConnectionError("connection refused")
         return "submitted"
 
-    assert celery_executor.patiently(ask, lambda said: None) == "submitted" and len(tried) == 3
-    monkeypatch.setattr(celery_executor, "AWAY_SECONDS", -1.0)
+    assert celery.patiently(ask, lambda said: None) == "submitted" and len(tried) == 3
+    monkeypatch.setattr(celery, "AWAY_SECONDS", -1.0)
     tried.clear()
     with pytest.raises(ConnectionError):
-        celery_executor.patiently(ask, lambda said: None)
+        celery.patiently(ask, lambda said: None)
 
 
 def test_celery_makes_the_same_bytes(lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +195,10 @@ def test_celery_makes_the_same_bytes(lab: Lab, broker: str, monkeypatch: pytest.
 def test_a_killed_celery_worker_is_noticed_and_the_cell_computed_by_the_next(
     killed: str, lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resources import celery_executor
+    from resources.executors import celery
 
-    monkeypatch.setattr(celery_executor, "ASK_SECONDS", 0.5)
-    monkeypatch.setattr(celery_executor, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(celery, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(celery, "ANSWER_SECONDS", 0.5)
     monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
     before, log = versions(lab), lab.folder / "worker.log"
     forget(lab, SETS[0])

@@ -24,7 +24,7 @@ from typing import Any
 
 import dagster as dg
 
-from resources.gpus import visible_gpus
+from resources.executors.gpus import visible_gpus
 
 EXECUTOR_VARIABLE = "DIOPTRA_ASSETS_EXECUTOR"
 BROKER_VARIABLE = "DIOPTRA_ASSETS_CELERY_BROKER"
@@ -86,7 +86,7 @@ def executor() -> dg.ExecutorDefinition:
     if name == "multiprocess":
         return dg.multiprocess_executor
     if name == "celery":
-        return import_module("resources.celery_executor").watched_celery_executor.configured(celery_config())
+        return import_module("resources.executors.celery").watched_celery_executor.configured(celery_config())
     if name == "ray":
         present = [variable for variable in RAY_SETTINGS if variable in os.environ]
         address = os.environ.get("RAY_ADDRESS", "http://127.0.0.1:8265")
