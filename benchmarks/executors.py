@@ -144,7 +144,7 @@ def _backfill(engine: str) -> float:
     import dagster as dg
 
     from dioptra_assets.runs.launch import materialize_experiment
-    from resources import home
+    from resources import settings
     from resources.store import CellStore
 
     os.environ["DIOPTRA_ASSETS_EXECUTOR"] = engine
@@ -159,7 +159,7 @@ def _backfill(engine: str) -> float:
     module = f"{PACKAGE}.definitions"
     defs = importlib.import_module(module).defs()
     with dg.DagsterInstance.get() as instance:
-        store = CellStore(home.store_url())
+        store = CellStore(settings.store_url())
         try:
             launched = materialize_experiment(defs, "bench", instance=instance, store=store, log=begun, module=module)
             raise RuntimeError(f"the adversarial sets were not reached: {launched.failed}")

@@ -12,7 +12,7 @@ from dioptra_assets.runs.launch import UnknownExperimentError
 from dioptra_assets.sensors import nightly_job
 from partitions.experiment_files import read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
-from resources import home
+from resources import settings
 from resources.executors.engines import executor
 from resources.redacted import without_passwords
 from resources.store import StoreResource
@@ -24,10 +24,10 @@ def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.Configurabl
     """The store and MLflow, where the settings say they are; `mlflow` is for the ops and assets of users."""
     return {
         "mlflow": own_mlflow,
-        "store": StoreResource(url=home.store_url()),
-        IO_MANAGER: StoredCells(url=home.store_url()),
+        "store": StoreResource(url=settings.store_url()),
+        IO_MANAGER: StoredCells(url=settings.store_url()),
         "tracking": Tracking(
-            mlflow_tracking_uri=_shown(home.tracking_uri()), artifact_location=home.artifact_location()
+            mlflow_tracking_uri=_shown(settings.tracking_uri()), artifact_location=settings.artifact_location()
         ),
     }
 
@@ -45,7 +45,7 @@ def code_location(package: Path) -> dg.Definitions:
     Raises:
         ExperimentError: within `dg check defs` alone; else an experiment that is wrong is shown as such.
     """
-    home.read_env_file()
+    settings.read_env_file()
     experiments = load_experiments(package)
     own = dg.Definitions(resources=resource_definitions(), executor=executor())
     module = f"{package.name}.definitions"  # where workers find what stands here

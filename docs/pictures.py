@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 import dioptra_assets as da
 from benchmarks.clusters import free_port
-from resources import home
+from resources import settings
 
 IMAGES = Path(__file__).parent / "images"
 PORT = free_port()
@@ -38,7 +38,7 @@ def main() -> None:
         "-w",
         "workspace.yaml",
     ]
-    server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(home.home())})
+    server = subprocess.Popen(command, env=os.environ | {"DAGSTER_HOME": str(settings.home())})
     try:
         _wait_for(f"{SERVER}/server_info")
         with sync_playwright() as playwright:
@@ -107,7 +107,7 @@ def _backfill(page: Page) -> None:
 
 def _report(page: Page, experiment: str) -> None:
     page.set_viewport_size({"width": 1180, "height": 1350})
-    path = da.load(f"{experiment}/report").save(home.home() / "reports" / f"{experiment}.html")
+    path = da.load(f"{experiment}/report").save(settings.home() / "reports" / f"{experiment}.html")
     page.goto(path.as_uri())
     if experiment == "inversion":
         page.get_by_role("heading", name="Model inversion").scroll_into_view_if_needed()

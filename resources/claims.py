@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from resources.home import read_env_file
+from resources.settings import read_env_file
 from resources.store import CellStore
 from resources.user import user_name
 

@@ -27,7 +27,7 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine, event
 
-from resources.home import home
+from resources.settings import home
 
 # Each run has a database of its own for its log.
 RUNS_KEPT_OPEN = 16

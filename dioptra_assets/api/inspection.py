@@ -12,7 +12,7 @@ from dioptra_assets.robustness.image_set import ImageSet
 from partitions.attacks import Family
 from partitions.experiments import BRANCH
 from partitions.keys import ARCHITECTURE, ATTACK
-from resources import home
+from resources import settings
 from resources.store import Cell, CellStore
 from resources.tables import read_table
 
@@ -149,7 +149,7 @@ def show(asset: str, *, images: int = 10, only: str = "all", **partition: str) -
 
 
 def _store() -> CellStore:
-    return CellStore(home.store_url())
+    return CellStore(settings.store_url())
 
 
 def _asset(experiment: str, model: str) -> str:

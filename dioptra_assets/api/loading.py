@@ -18,7 +18,7 @@ import pandas as pd
 from dioptra_assets.api.submission import Job, get_job_by_id, submit_job
 from dioptra_assets.assets.values import Report, value_of
 from partitions.entries import ExperimentError
-from resources import home, tables
+from resources import settings, tables
 from resources.claims import keep_to_claim
 from resources.store import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
@@ -56,7 +56,7 @@ def load(asset: str, **partition: str) -> Any:
         DamagedCellError: when what is stored is not what was written.
         LookupError: when several cells, which are no tables, are asked for.
     """
-    store = CellStore(home.store_url())
+    store = CellStore(settings.store_url())
     wanted = Cell(asset, partition)
     stored = store.find(wanted, check=True)
     # A path names no dimensions, so a wrong one can lead to a cell.
@@ -100,9 +100,9 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
     from dioptra_assets.definitions import defs, experiment_spec
 
     spec = experiment_spec(experiment)
-    with home.instance() as instance, warnings.catch_warnings():
+    with settings.instance() as instance, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return verdicts(spec, defs(), instance=instance, store=CellStore(home.store_url()), version=version)
+        return verdicts(spec, defs(), instance=instance, store=CellStore(settings.store_url()), version=version)
 
 
 def cells(asset: str) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def cells(asset: str) -> pd.DataFrame:
     Raises:
         LookupError: when neither an experiment nor an asset is called so.
     """
-    store = CellStore(home.store_url())
+    store = CellStore(settings.store_url())
     rows, present = [], _cells(store, asset)
     if not present:
         _refuse_unknown(asset.strip("/"), store)
@@ -131,7 +131,7 @@ def cells(asset: str) -> pd.DataFrame:
 
 def catalog() -> pd.DataFrame:
     """The assets that have been materialized: `asset`, `kind`, `dimensions` and the number of `cells`."""
-    store = CellStore(home.store_url())
+    store = CellStore(settings.store_url())
     present = _cells(store, "")
     counts = Counter(cell.asset for cell in present)
     first = {cell.asset: cell for cell in reversed(present)}
@@ -173,9 +173,9 @@ def materialize(
     from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings(), home.instance() as instance:
+    with warnings.catch_warnings(), settings.instance() as instance:
         warnings.simplefilter("ignore")
-        store = CellStore(home.store_url())
+        store = CellStore(settings.store_url())
         # Each step looks for itself; here it is known before any begins.
         with suppress(UnknownExperimentError):
             spec = experiment_spec(experiment)
@@ -188,7 +188,7 @@ def materialize(
 
 def tracking_uri() -> str:
     """Where MLflow keeps the runs: the value for `MLFLOW_TRACKING_URI`."""
-    return home.tracking_uri()
+    return settings.tracking_uri()
 
 
 def _cells(store: CellStore, prefix: str) -> list[Cell]:

@@ -11,7 +11,7 @@ from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.assets.registered_models import version_table
 from dioptra_assets.registered_versions.verdicts import verdicts_of
 from partitions.experiments import BRANCH
-from resources import home
+from resources import settings
 from resources.store import CellStore
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def versions(experiment: str) -> pd.DataFrame:
     Raises:
         LookupError: when no registered model has been attacked.
     """
-    table = version_table(CellStore(home.store_url()), experiment, versions=_registered(experiment))
+    table = version_table(CellStore(settings.store_url()), experiment, versions=_registered(experiment))
     if table.empty:
         raise LookupError(f"{experiment}: no registered model has been attacked; `watch` in its file says which are")
     return table
@@ -47,7 +47,7 @@ def verdicts(experiment: str) -> pd.DataFrame:
         One row a version: `version` (`NAME@VERSION`), `status` (passed, failed, not judged or waiting), `why`,
         `tries` that have failed in a row, `next_try` and `found` (UTC), and `digest`, the SHA-256 of the model file.
     """
-    with home.instance() as instance:
+    with settings.instance() as instance:
         present = _registered(experiment, instance)
         found = {key: one for key, one in verdicts_of(experiment, instance).items() if key in present}
     rows = [
@@ -88,9 +88,9 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
         raise UnknownExperimentError(f"experiment {experiment!r} watches nothing: its file has no `watch`")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     tracking: Any = resource_definitions()["tracking"]
-    with warnings.catch_warnings(), home.instance() as instance:
+    with warnings.catch_warnings(), settings.instance() as instance:
         warnings.simplefilter("ignore")
-        store = CellStore(home.store_url())
+        store = CellStore(settings.store_url())
         follow_registry(defs(), spec, instance=instance, store=store, tracking=tracking, log=log)
     return verdicts(experiment)
 
@@ -98,6 +98,6 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
 def _registered(experiment: str, instance: "DagsterInstance | None" = None) -> list[str]:
     """The versions that are partitions: those that the registry held at the last look."""
     if instance is None:
-        with home.instance() as own:
+        with settings.instance() as own:
             return _registered(experiment, own)
     return list(instance.get_dynamic_partitions(dynamic_dimension(experiment, BRANCH)))

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters, unused
 from dioptra_assets.runs.origin import LOCATION
-from resources import home
+from resources import settings
 from resources.imports import loading
 from resources.user import USER_HEADER, user_name, user_tags
 
@@ -116,7 +116,7 @@ def _job(job_id: str, status: str, tags: dict[str, str]) -> Job:
 
 
 def _server() -> str | None:
-    home.read_env_file()
+    settings.read_env_file()
     return os.environ.get(SERVER_VARIABLE)
 
 
@@ -138,7 +138,7 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
         from dioptra_assets.runs.orphans import leader
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings(), home.instance() as instance, leading(instance):
+    with warnings.catch_warnings(), settings.instance() as instance, leading(instance):
         warnings.simplefilter("ignore")
         with loading():
             definitions = defs()
@@ -156,9 +156,9 @@ def _recorded(job_id: str, instance: "DagsterInstance | None" = None) -> tuple[s
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        run = (instance or stack.enter_context(home.instance())).get_run_by_id(job_id)
+        run = (instance or stack.enter_context(settings.instance())).get_run_by_id(job_id)
     if run is None:
-        raise LookupError(f"there is no job {job_id!r} in {home.home()}")
+        raise LookupError(f"there is no job {job_id!r} in {settings.home()}")
     return run.status.value, dict(run.tags)
 
 

@@ -33,7 +33,7 @@ from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import Family
 from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
-from resources import home
+from resources import settings
 from resources.compute import device
 from resources.executors.engines import backfill_policy, gpu_tags
 from resources.store import Cell, CellStore, MissingCellError, StoredCell, StoreResource
@@ -453,7 +453,7 @@ def _metadata(result: CellResult, store: CellStore, run: TrackedRun | None, seco
         metadata["mlflow"] = "waiting: `dioptra-assets mlflow-backlog` tells it what it could not be told"
     if run and run.run_id:
         metadata["mlflow_run"] = dg.MetadataValue.url(
-            run.url or f"{home.mlflow_ui()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+            run.url or f"{settings.mlflow_ui()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
         )
         metadata[MLFLOW_RUN_ID] = run.run_id
     return shown(metadata)

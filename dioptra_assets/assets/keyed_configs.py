@@ -15,7 +15,7 @@ from dioptra_assets.assets.config_assets import publish_config
 from partitions.dynamic_keys import KeyedConfigs, looked_up
 from partitions.experiments import ExperimentSpec
 from partitions.keys import CONFIG_KEY
-from resources import home
+from resources import settings
 from resources.documents import read_config, write_config
 from resources.store import Cell, CellStore
 
@@ -31,7 +31,7 @@ def keep_config(store: CellStore, experiment: str, key: str, document: Mapping[s
 
 def kept_config(experiment: str, key: str) -> Mapping[str, Any] | None:
     """The JSON values that a short key names, None where they are not in the store."""
-    stored = CellStore(home.store_url()).find(Cell(f"{experiment}/{KEYED_CONFIG}", {CONFIG_KEY: key}), check=True)
+    stored = CellStore(settings.store_url()).find(Cell(f"{experiment}/{KEYED_CONFIG}", {CONFIG_KEY: key}), check=True)
     return read_config(stored) if stored else None
 
 

@@ -15,7 +15,7 @@ from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
 from dioptra_assets.assets.shown import shown
 from partitions.experiments import ExperimentSpec
-from resources import home
+from resources import settings
 from resources.claims import keep_to_claim
 from resources.store import CellStore, StoreError, StoreRefusedError, command_for
 
@@ -76,7 +76,7 @@ def refuse_temporary_home(context: dg.AssetExecutionContext, asset: str) -> None
     if embedded and Path(context.instance.root_directory).name.startswith(TEMPORARY_HOME):
         raise dg.Failure(
             f"DAGSTER_HOME is not set, so Dagster keeps the record of this run in a temporary folder: nobody would know"
-            f" where the cells came from. Nothing was computed. Run `export DAGSTER_HOME={home.home()}` first, or"
+            f" where the cells came from. Nothing was computed. Run `export DAGSTER_HOME={settings.home()}` first, or"
             f" `{command_for(asset, '')}`",
             allow_retries=False,
         )

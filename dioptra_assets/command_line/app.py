@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dioptra_assets.command_line import completion, housekeeping
 from dioptra_assets.command_line.display import showing
-from resources import home
+from resources import settings
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
@@ -176,7 +176,7 @@ def claim(experiment: Experiment) -> None:
     except UnknownExperimentError as error:
         _complain(error)
         raise typer.Exit(2) from error
-    store = CellStore(home.store_url())
+    store = CellStore(settings.store_url())
     before = None
     with suppress(claims.ClaimedError):  # a file that cannot be read any more is what this command mends
         before = claims.claim_of(store, experiment)
@@ -291,7 +291,7 @@ def report(
 def _write_report(experiment: str, output: Path | None) -> None:
     import dioptra_assets as da
 
-    target = output or home.home() / "reports" / f"{experiment}.html"
+    target = output or settings.home() / "reports" / f"{experiment}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     console.print(f"report: {da.load(f'{experiment}/report').save(target)}", soft_wrap=True)
 
@@ -389,10 +389,10 @@ def mlflow_backlog() -> None:
     from resources.store import CellStore
     from resources.tracking.resource import Tracking
 
-    tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
+    tracking = Tracking(mlflow_tracking_uri=settings.tracking_uri(), artifact_location=settings.artifact_location())
     tracking.ask_again()
     with dg.DagsterInstance.get() as instance:
-        written = tell_mlflow(tracking, CellStore(home.store_url()), instance, console.print)
+        written = tell_mlflow(tracking, CellStore(settings.store_url()), instance, console.print)
     if written.why:
         raise typer.Exit(1)
     if not written.runs:
@@ -413,7 +413,7 @@ def main() -> None:
         app()
     except Exception as error:
         kinds = (MissingCellError, DamagedCellError, StoreError, ExperimentError, ClaimedError, NoRoomError)
-        if not (expected := _cause(error, kinds) or no_room(error, home.home())):
+        if not (expected := _cause(error, kinds) or no_room(error, settings.home())):
             raise
         _complain(expected)
         sys.exit(1)

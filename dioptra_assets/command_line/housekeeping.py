@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from resources import home
+from resources import settings
 
 if TYPE_CHECKING:
     from resources.store import CellStore
@@ -38,7 +38,7 @@ def verify(
     from dioptra_assets import housekeeping
     from resources.store import CellStore
 
-    store = CellStore(home.store_url())
+    store = CellStore(settings.store_url())
     found = housekeeping.verify_store(store, experiment)
     if experiment and not (found.cells or found.faults):
         there = ", ".join(sorted({path.partition("/")[0] for path in store.sizes_below("") if "/versions/" in path}))
@@ -66,7 +66,7 @@ def export_archive(
     from resources.store import CellStore
 
     try:
-        cells = export_experiment(CellStore(home.store_url()), experiment, target)
+        cells = export_experiment(CellStore(settings.store_url()), experiment, target)
     except FileExistsError as error:
         _complain(f"{target} is there already")
         raise typer.Exit(2) from error
@@ -85,7 +85,7 @@ def import_archive(
     from resources.store import CellStore
 
     try:
-        experiment, taken, there = import_experiment(CellStore(home.store_url()), source, replace=replace)
+        experiment, taken, there = import_experiment(CellStore(settings.store_url()), source, replace=replace)
     except ArchiveError as error:
         _complain(error)
         raise typer.Exit(1) from error
@@ -107,14 +107,14 @@ def clean(
     from resources.store import CellStore
     from resources.tracking.resource import Tracking, TrackingUnavailable
 
-    store = CellStore(home.store_url())
+    store = CellStore(settings.store_url())
     try:
         declared = housekeeping.declared_cells(defs().resolve_asset_graph(), experiment)
     except UnknownExperimentError as error:
         _complain(error)
         raise typer.Exit(2) from error
     found = housekeeping.rubbish(store, declared)
-    tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
+    tracking = Tracking(mlflow_tracking_uri=settings.tracking_uri(), artifact_location=settings.artifact_location())
     client = None
     try:
         client = tracking.client()
@@ -122,7 +122,7 @@ def clean(
         found.mlflow_runs = housekeeping.orphaned_mlflow_runs(client, store, found, experiments)
     except TrackingUnavailable as error:
         _complain(f"MLflow is not looked at: {error}")
-    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home.home()))) as instance:
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(settings.home()))) as instance:
         found.dagster_runs = housekeeping.old_runs(instance, timedelta(days=days))
         for cell in found.cells:
             _say(f"cell of a removed entry: {cell}")
@@ -158,7 +158,7 @@ def backup_home(
     from resources.store import CellStore
 
     try:
-        cells = backup(home.home(), CellStore(home.store_url()), target)
+        cells = backup(settings.home(), CellStore(settings.store_url()), target)
     except BackupError as error:
         _complain(error)
         raise typer.Exit(2) from error

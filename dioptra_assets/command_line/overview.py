@@ -11,7 +11,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from dioptra_assets.broken_experiments import mistakes, refuse_broken
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import UnknownExperimentError, cells_of, to_compute
-from resources import home
+from resources import settings
 from resources.store import CellStore
 
 State = Literal["up to date", "stale", "missing"]
@@ -39,8 +39,8 @@ def assets(experiment: str | None = None) -> list[AssetOverview]:
         ExperimentError: when the file of the experiment that is asked for is wrong.
         UnknownExperimentError: when there is no such experiment.
     """
-    store, found = CellStore(home.store_url()), []
-    with warnings.catch_warnings(), home.instance() as instance, partition_loading_context(None, instance):
+    store, found = CellStore(settings.store_url()), []
+    with warnings.catch_warnings(), settings.instance() as instance, partition_loading_context(None, instance):
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
         broken = mistakes(graph)

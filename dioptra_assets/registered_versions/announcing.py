@@ -13,7 +13,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dioptra_assets.assets.boundary import asset_key
 from dioptra_assets.registered_versions.verdicts import VERDICT, Verdict, pause
 from partitions.experiments import ExperimentSpec
-from resources import home
+from resources import settings
 from resources.tracking.client import without_user
 from resources.tracking.resource import Tracking, TrackingUnavailable
 from resources.webhook import WebhookError, plain, post
@@ -34,7 +34,7 @@ MOST_LINES = 20
 def page_of(spec: ExperimentSpec, version: str) -> str:
     """Where Dagster shows a verdict."""
     asset = "/".join(asset_key(spec, VERDICT).path)
-    return f"{without_user(home.dagster_ui())}/assets/{asset}?view=partitions&partition={quote(version, safe='')}"
+    return f"{without_user(settings.dagster_ui())}/assets/{asset}?view=partitions&partition={quote(version, safe='')}"
 
 
 def marks(spec: ExperimentSpec, key: str, verdict: Verdict) -> dict[str, str | None]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import dagster as dg
 
 from partitions.keys import partition_key_of
-from resources import home
+from resources import settings
 from resources.store import CellStore
 from resources.tracking.backlog import Written, write_backlog
 from resources.tracking.resource import Tracking
@@ -25,7 +25,7 @@ def tell_mlflow(
     written = write_backlog(tracking, store)
     for tags, run_id, url in written.runs:
         dimensions = {name: tags[name] for name in ("architecture", "attack") if name in tags}
-        page = url or f"{home.mlflow_ui()} (run {run_id})"
+        page = url or f"{settings.mlflow_ui()} (run {run_id})"
         instance.report_runless_asset_event(
             dg.AssetObservation(
                 dg.AssetKey(tags["asset"].split("/")),

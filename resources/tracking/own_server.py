@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from resources import home
+from resources import settings as home
 from resources.tracking.resource import Tracking
 
 if TYPE_CHECKING:

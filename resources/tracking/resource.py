@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from resources import home
+from resources import settings
 from resources.redacted import as_cause, without_passwords
 from resources.tracking.client import (
     DATABASE_PORTS,
@@ -396,7 +396,7 @@ class Tracking(dg.ConfigurableResource):
 
     def model_page(self, name: str, version: str | int) -> str:
         """Where MLflow shows a version."""
-        base = without_user(self.mlflow_tracking_uri) if self.is_server else home.mlflow_ui()
+        base = without_user(self.mlflow_tracking_uri) if self.is_server else settings.mlflow_ui()
         return f"{base.rstrip('/')}/#/models/{quote(name, safe='')}/versions/{version}"
 
     def mark_version(self, version: "ModelVersion", tags: Mapping[str, str | None], description: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from dioptra_assets.runs.backlog import tell_mlflow
-from resources import home
+from resources import settings
 from resources.tracking.resource import Tracking
 from tests.conftest import Lab
 
@@ -19,7 +19,7 @@ def test_mlflow_that_was_away_is_told_of_a_cell_when_it_is_back(blank: Lab, monk
     assert "mlflow_run_id" not in made.asset_materialization.metadata
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracking = Tracking(mlflow_tracking_uri=home.tracking_uri(), artifact_location=home.artifact_location())
+    tracking = Tracking(mlflow_tracking_uri=settings.tracking_uri(), artifact_location=settings.artifact_location())
     said: list[str] = []
     with blank.instance() as instance:
         written = tell_mlflow(tracking, blank.store, instance, said.append)

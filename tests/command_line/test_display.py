@@ -11,7 +11,7 @@ from dioptra_assets.command_line import display
 from dioptra_assets.command_line.display import line, showing
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
-from resources import home
+from resources import settings
 from resources.store import CellStore
 from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS
@@ -103,9 +103,9 @@ def test_what_a_step_writes_is_in_the_log_of_its_run_and_not_in_the_terminal(
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    with home.instance() as instance:
+    with settings.instance() as instance:
         launched = materialize_experiment(
-            made_up.defs(), "made_up", instance=instance, store=CellStore(home.store_url()), assets=["training_set"]
+            made_up.defs(), "made_up", instance=instance, store=CellStore(settings.store_url()), assets=["training_set"]
         )
     assert [cell.path for cell in launched.computed] == ["made_up/training_set"]
     assert capfd.readouterr() == ("", "")

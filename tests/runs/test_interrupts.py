@@ -17,7 +17,7 @@ import pytest
 
 from dioptra_assets.runs import interrupts
 from dioptra_assets.runs.launch import Launched, materialize_experiment
-from resources import home
+from resources import settings
 from resources.store import CellStore
 from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS, Lab
@@ -80,7 +80,7 @@ class Ended:
 
 def interrupted(what: str, asset: str, when: str = "within", folder: Path | None = None) -> Ended:
     """The command, interrupted when an asset `begins`, or when a cell says something from within."""
-    moment = home.home() / f"moment-{time.monotonic_ns()}"
+    moment = settings.home() / f"moment-{time.monotonic_ns()}"
     process = subprocess.run(
         [sys.executable, "-c", COMMAND.replace("WHAT", what), str(folder or ""), str(moment), asset, when],
         cwd=ROOT,
@@ -104,7 +104,7 @@ def assert_nothing_is_left() -> None:
             assert not info.claimed_slots and not info.pending_steps
     for process in psutil.process_iter():
         try:
-            assert str(home.home()) not in " ".join(process.cmdline())
+            assert str(settings.home()) not in " ".join(process.cmdline())
         except psutil.Error:
             continue
 
@@ -121,7 +121,9 @@ def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def materialized() -> Launched:
     with dg.DagsterInstance.get() as instance:
-        return materialize_experiment(made_up.defs(), "made_up", instance=instance, store=CellStore(home.store_url()))
+        return materialize_experiment(
+            made_up.defs(), "made_up", instance=instance, store=CellStore(settings.store_url())
+        )
 
 
 def slow(*moment: str) -> object:
