@@ -8,7 +8,7 @@ from benchmarks.measure import Pair, pair
 from dioptra_assets.robustness.attacks import parse_attack, perturb_set
 from dioptra_assets.robustness.data import MnistSource
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.training import TrainingRecipe, train
+from dioptra_assets.robustness.training.loop import TrainingRecipe, train
 
 PGD_40 = {"method": "pgd", "eps": 0.3, "steps": 40}
 FLOOR = 5.0

@@ -4,9 +4,9 @@ import numpy as np
 
 from benchmarks import raw
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.attacks import FastGradientMethod, perturb_set
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.training.architectures import build
 
 
 def rows(quick: bool = False) -> list[Pair]:

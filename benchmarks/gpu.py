@@ -15,10 +15,10 @@ import numpy as np
 
 from benchmarks.gpu_backends import Jax, Tensorflow
 from benchmarks.measure import keep
-from dioptra_assets.robustness.adversarial_training import MadryTraining
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.attacks import Attack, parse_attack, perturb_set
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.training.architectures import build
+from dioptra_assets.robustness.training.madry import MadryTraining
 
 BACKENDS: dict[str, type[Tensorflow | Jax]] = {"tensorflow": Tensorflow, "jax": Jax}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dioptra_assets.robustness.adversarial_training import MadryTraining, adversarial_images
 from dioptra_assets.robustness.attacks import compiled
+from dioptra_assets.robustness.training.madry import MadryTraining, adversarial_images
 
 Work = Callable[[], None]
 # Images and labels of one batch.

@@ -5,8 +5,8 @@ import numpy as np
 
 from benchmarks import raw
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.adversarial_training import MadryTraining, adversarial_training
-from dioptra_assets.robustness.architectures import build
+from dioptra_assets.robustness.training.architectures import build
+from dioptra_assets.robustness.training.madry import MadryTraining, adversarial_training
 
 BATCH = 64
 CONFIG = MadryTraining(eps=0.3, eps_step=0.1, steps=7)

@@ -38,7 +38,7 @@ from dioptra_assets.robustness.poisoning import (
     triggered_testing_set,
 )
 from dioptra_assets.robustness.predictions import predict
-from dioptra_assets.robustness.training import TrainingRecipe, split_rows, train
+from dioptra_assets.robustness.training.loop import TrainingRecipe, split_rows, train
 
 EPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 FRACTIONS = (0.01, 0.05, 0.1, 0.33)

@@ -6,9 +6,9 @@ import numpy as np
 
 from benchmarks import raw
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.attacks import parse_attack, perturb_set
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.training.architectures import build
 
 PGD_40 = {"method": "pgd", "eps": 0.3, "eps_step": 0.01, "steps": 40, "random_starts": 0}
 # Entry, batch size (32 is ART's own), floor.

@@ -106,7 +106,7 @@ def measured(architecture: str, method: str, count: int) -> Pair:
 
 def prepare(folder: str, architecture: str, count: int) -> None:
     """Store the images and the model."""
-    from dioptra_assets.robustness.architectures import build
+    from dioptra_assets.robustness.training.architectures import build
     from resources.models import write_model
 
     store = CellStore(folder)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.attacks import parse_attack, perturb_set
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.training.architectures import build
 
 IMAGES = {"le_net": 2, "shallow_net": 4}
 ROUNDS = 3

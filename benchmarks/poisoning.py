@@ -9,9 +9,9 @@ from art.estimators.classification import TensorFlowV2Classifier
 
 from benchmarks import raw
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, poison_training_set
+from dioptra_assets.robustness.training.architectures import build
 
 TARGET = 3
 

@@ -20,12 +20,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import DEFENCES
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.architectures import ARCHITECTURES
+from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.dynamic_keys import nested_model, parse_value
 from partitions.entries import ExperimentError, validate
 from partitions.image_sets import SETS, checked_set

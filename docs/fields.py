@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dioptra_assets.robustness.adversarial_training import MadryTraining
 from dioptra_assets.robustness.attacks import ATTACKS
 from dioptra_assets.robustness.data import DigitsSource, ImageFolderSource, MnistSource
 from dioptra_assets.robustness.defences import DEFENCES
 from dioptra_assets.robustness.inversion import INVERSIONS
 from dioptra_assets.robustness.poisoning import POISONINGS
 from dioptra_assets.robustness.poisoning.trigger import Trigger
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.loop import TrainingRecipe
+from dioptra_assets.robustness.training.madry import MadryTraining
 from partitions.experiments import ExperimentFile, Watch
 from partitions.notify import Notify
 

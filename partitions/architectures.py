@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.data import DataSource
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.architectures import ARCHITECTURES
+from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.entries import ExperimentError, expand, one_of
 
 

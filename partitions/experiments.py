@@ -18,7 +18,7 @@ from dioptra_assets.robustness.examples import NO_DEFENCE
 from dioptra_assets.robustness.gates import Gate
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.architectures import recipe_model, training_recipes
 from partitions.attacks import METHODS, SECTIONS, Family, attack_configs, by_method
 from partitions.defences import defence_configs

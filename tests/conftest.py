@@ -32,7 +32,7 @@ from dagster._core.storage.defs_state.base import _current_storage
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from filelock import FileLock
 
-from dioptra_assets.robustness import training
+from dioptra_assets.robustness.training import loop
 from dioptra_assets.runs.launch import Launched, materialize_experiment
 from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
@@ -328,7 +328,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
         return (yield)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for owner, name, what in (
-            (training, "train", "trains a model"),
+            (loop, "train", "trains a model"),
             (dg.DagsterInstance, "create_run", "starts a Dagster run"),
             (socket.socket, "listen", "starts a server"),
         ):

@@ -31,7 +31,7 @@ NEEDED = [
     "tests.made_up",
     "dioptra_assets.definitions",
     "dioptra_assets.experiment",
-    "dioptra_assets.robustness.training",
+    "dioptra_assets.robustness.training.loop",
     "resources.sqlite",
     "dagster._core.storage.local_compute_log_manager",
     "dagster._core.storage.root",
@@ -331,26 +331,27 @@ def _pixels(image_set: Any) -> str:
 
 def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     """Put what is made up in the place of what costs time, in this process."""
-    from dioptra_assets.robustness import plots, predictions, training
+    from dioptra_assets.robustness import plots, predictions
     from dioptra_assets.robustness.attacks import perturb_set
     from dioptra_assets.robustness.attacks.base import AttackedBatch
     from dioptra_assets.robustness.data import DigitsSource
     from dioptra_assets.robustness.defences import defended_model
     from dioptra_assets.robustness.reference_attack import LOSSES, ReferenceAttacks
+    from dioptra_assets.robustness.training import loop
     from resources import compute, models
     from resources.tables import to_parquet
     from resources.tracking.resource import Tracking, TrackingUnavailable
 
     away = folder / "mlflow_is_away"
 
-    def train(recipe: Any, training_set: Any, *, seed: int, **_: Any) -> training.TrainedModel:
+    def train(recipe: Any, training_set: Any, *, seed: int, **_: Any) -> loop.TrainedModel:
         if recipe.learning_rate > 1:
             raise RuntimeError("this one never learns")
         seed = seed if recipe.seed is None else recipe.seed
         model = MadeUpModel(digest("model", recipe.model_dump(mode="json"), _pixels(training_set), seed))
         epochs = range(1, int(recipe.epochs) + 1)
         history = pd.DataFrame({"epoch": epochs, "loss": [1 / epoch for epoch in epochs]})
-        return training.TrainedModel(model, history, seed, len(training_set), 0)  # type: ignore[arg-type]
+        return loop.TrainedModel(model, history, seed, len(training_set), 0)  # type: ignore[arg-type]
 
     def write_model(store: CellStore, cell: Cell, model: MadeUpModel, history: pd.DataFrame, **more: Any) -> StoredCell:
         with store.write(cell, models.KIND, more["run_id"]) as writer:
@@ -403,7 +404,7 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
 
         return asked
 
-    _replace(training.train, train)
+    _replace(loop.train, train)
     _replace(models.write_model, write_model)
     _replace(models.read_model, read_model)
     _replace(predictions.predict, predict)

@@ -14,12 +14,12 @@ from dioptra_assets.entry_points import (
     parse_parameters,
     target_of,
 )
-from dioptra_assets.robustness.adversarial_training import MadryTraining
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import GaussianAugmentation, JpegCompression, SpatialSmoothing
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor, Trigger
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.loop import TrainingRecipe
+from dioptra_assets.robustness.training.madry import MadryTraining
 from docs import parity
 
 pytestmark = pytest.mark.quick

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.attacks import Family, attack_document, attack_of
 from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec

@@ -10,7 +10,7 @@ from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, read_recipe
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.training import TrainedModel, TrainingRecipe
+from dioptra_assets.robustness.training.loop import TrainedModel, TrainingRecipe
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
 from resources.compute import prepare_device
@@ -104,7 +104,7 @@ def train_model(
         register_as: name of the registered model in MLflow; None registers none.
     """
     from dioptra_assets.robustness.plots import loss_curves
-    from dioptra_assets.robustness.training import train
+    from dioptra_assets.robustness.training.loop import train
 
     device = prepare_device()
     trained = (trainer or train)(

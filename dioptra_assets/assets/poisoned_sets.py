@@ -23,7 +23,7 @@ from dioptra_assets.robustness.poisoning import (
     train_embedded,
     triggered_testing_set,
 )
-from dioptra_assets.robustness.training import split_rows
+from dioptra_assets.robustness.training.loop import split_rows
 from partitions.attacks import attack_document
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec

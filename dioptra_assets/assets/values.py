@@ -60,7 +60,7 @@ def _config(stored: StoredCell) -> Any:
     # Dagster is not imported for a table.
     from dioptra_assets.assets.config_assets import CONFIGS
     from dioptra_assets.assets.keyed_configs import KEYED_CONFIG
-    from dioptra_assets.robustness.training import TrainingRecipe
+    from dioptra_assets.robustness.training.loop import TrainingRecipe
     from partitions.attacks import attack_of
 
     document = documents.read_config(stored)

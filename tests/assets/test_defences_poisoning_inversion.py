@@ -24,7 +24,7 @@ from dioptra_assets.robustness.defences.base import COPY_SUFFIX
 from dioptra_assets.robustness.distances import DISTANCE_COLUMNS, set_distances
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.sanity import CHECKS, SanityResult
-from dioptra_assets.robustness.training import split_rows
+from dioptra_assets.robustness.training.loop import split_rows
 from dioptra_assets.runs.launch import Launched
 from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment

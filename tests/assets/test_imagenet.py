@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dioptra_assets.robustness.architectures import build
+from dioptra_assets.robustness.training.architectures import build
 from partitions.experiments import parse_experiment
 from resources.image_store import read_image_set
 from resources.models import read_model

@@ -6,8 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dioptra_assets.robustness.adversarial_training import MadryTraining
-from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.attacks import ATTACKS, AnyArtAttack, FastGradientMethod, ProjectedGradientDescent
 from dioptra_assets.robustness.defences import DEFENCES, GaussianAugmentation, JpegCompression
 from dioptra_assets.robustness.inversion import INVERSIONS, ModelInversion
@@ -18,7 +16,9 @@ from dioptra_assets.robustness.poisoning import (
     CleanLabelBackdoor,
     Trigger,
 )
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.architectures import ARCHITECTURES
+from dioptra_assets.robustness.training.loop import TrainingRecipe
+from dioptra_assets.robustness.training.madry import MadryTraining
 from partitions.dynamic_keys import config_key, is_short, parse_config_key, parse_value
 from partitions.entries import ExperimentError
 from partitions.keys import is_key

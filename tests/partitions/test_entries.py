@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dioptra_assets.robustness.attacks import FastGradientMethod
 from dioptra_assets.robustness.data import DigitsSource
-from dioptra_assets.robustness.training import TrainingRecipe
+from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.architectures import training_recipes
 from partitions.attacks import attack_configs, attack_document, attack_of
 from partitions.entries import ExperimentError, config_hash

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dioptra_assets.robustness.architectures import ARCHITECTURES
 from dioptra_assets.robustness.attacks import ATTACKS, FastGradientMethod
+from dioptra_assets.robustness.training.architectures import ARCHITECTURES
 from partitions.entries import ExperimentError, one_of
 from partitions.experiment_files import check_file, read_attributes
 from partitions.experiments import SOURCES, ExperimentFile, parse_experiment

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.training.architectures import build
 from resources import models
 from resources.models import read_history, read_model, write_model
 from resources.store import Cell, CellStore, DamagedCellError

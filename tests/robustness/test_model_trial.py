@@ -13,7 +13,7 @@ import pytest
 
 from dioptra_assets.robustness import forked_trials, model_trial
 from dioptra_assets.robustness.model_file_config import UnsafeModelError
-from dioptra_assets.robustness.training import TrainingRecipe, initial_model
+from dioptra_assets.robustness.training.loop import TrainingRecipe, initial_model
 from resources.tracking.client import file_sha256
 
 SHAPE = (8, 8, 1)

@@ -117,8 +117,8 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A home for the project's own experiment `digits`, with a small set, models to attack and two of its attacks."""
     import keras
 
-    from dioptra_assets.robustness.architectures import build
     from dioptra_assets.robustness.data import DigitsSource
+    from dioptra_assets.robustness.training.architectures import build
     from resources.image_store import write_image_set
     from resources.models import write_model
 

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, model_validator
 
-from dioptra_assets.robustness.architectures import IMAGENET_CLASSES
 from dioptra_assets.robustness.data.base import (
     DATA_VARIABLE,
     DataError,
@@ -26,6 +25,7 @@ from dioptra_assets.robustness.data.base import (
 )
 from dioptra_assets.robustness.data.image_file import check_header, decode
 from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.training.architectures import IMAGENET_CLASSES
 
 # Few, because each may hold an image of `max_pixels`.
 THREADS = 4

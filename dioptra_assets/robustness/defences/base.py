@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import DEFAULT_BATCH_SIZE, ImageBatch, ImageSet
-from dioptra_assets.robustness.training import split_labels
+from dioptra_assets.robustness.training.loop import split_labels
 
 COPY_SUFFIX = "#noise"
 

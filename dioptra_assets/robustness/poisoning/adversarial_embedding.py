@@ -14,7 +14,7 @@ from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.poisoning.base import Poisoning
 from dioptra_assets.robustness.poisoning.embedding_step import kind_weights, make_trainer
 from dioptra_assets.robustness.seeds import derive_seed
-from dioptra_assets.robustness.training import (
+from dioptra_assets.robustness.training.loop import (
     TrainedModel,
     TrainingRecipe,
     _progress_callback,

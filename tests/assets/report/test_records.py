@@ -16,8 +16,8 @@ import dioptra_assets as da
 from dioptra_assets.assets.report.contents import declaration
 from dioptra_assets.records.croissant import _record, croissant
 from dioptra_assets.records.model_card import FAMILIES, family
-from dioptra_assets.robustness.architectures import ARCHITECTURES as NETWORKS
 from dioptra_assets.robustness.report_document import schema
+from dioptra_assets.robustness.training.architectures import ARCHITECTURES as NETWORKS
 from partitions.experiments import parse_experiment
 from resources.documents import read_records, read_report
 from resources.image_store import read_image_set

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dioptra_assets.robustness.architectures import build
 from dioptra_assets.robustness.data import DigitsSource
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
 from dioptra_assets.robustness.poisoning import PoisonedTrainingSet
-from dioptra_assets.robustness.training import TrainedModel, TrainingRecipe, train
+from dioptra_assets.robustness.training.architectures import build
+from dioptra_assets.robustness.training.loop import TrainedModel, TrainingRecipe, train
 
 SOURCE = DigitsSource(image_size=(14, 14))
 RECIPE = TrainingRecipe(

@@ -21,7 +21,7 @@ from dioptra_assets.robustness.poisoning import (
     select_rows,
     triggered_testing_set,
 )
-from dioptra_assets.robustness.training import split_rows
+from dioptra_assets.robustness.training.loop import split_rows
 from tests.robustness.poisoning.conftest import collect
 
 pytestmark = pytest.mark.quick

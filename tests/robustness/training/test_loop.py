@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dioptra_assets.robustness import training
 from dioptra_assets.robustness.data import DigitsSource
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.model_files import save_model, weights_digest
-from dioptra_assets.robustness.training import TrainingRecipe, split_rows, train, training_batches
+from dioptra_assets.robustness.training import loop
+from dioptra_assets.robustness.training.loop import TrainingRecipe, split_rows, train, training_batches
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,8 @@ def test_a_class_too_small_to_be_split_is_an_error_that_says_so() -> None:
 def test_every_row_comes_once_an_epoch_and_only_the_last_batch_is_smaller(
     monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(training, "WINDOW_BYTES", window)
-    monkeypatch.setattr(training, "BLOCK_BYTES", 5_000)
+    monkeypatch.setattr(loop, "WINDOW_BYTES", window)
+    monkeypatch.setattr(loop, "BLOCK_BYTES", 5_000)
     n = 103
     images = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None, None] / n, (n, 8, 8, 1))
     image_set = ImageSet.from_arrays(images, np.arange(n), [str(i) for i in range(n)])

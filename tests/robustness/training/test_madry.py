@@ -8,17 +8,17 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from dioptra_assets.robustness import adversarial_training as madry
-from dioptra_assets.robustness.adversarial_training import (
+from dioptra_assets.robustness.data import DigitsSource
+from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
+from dioptra_assets.robustness.training import madry
+from dioptra_assets.robustness.training.loop import TrainedModel, TrainingRecipe, train
+from dioptra_assets.robustness.training.madry import (
     MadryTraining,
     adversarial_images,
     adversarial_training,
     validation_sample,
 )
-from dioptra_assets.robustness.data import DigitsSource
-from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
-from dioptra_assets.robustness.training import TrainedModel, TrainingRecipe, train
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from dioptra_assets.robustness.architectures import ARCHITECTURES, build, check_fits
+from dioptra_assets.robustness.training.architectures import ARCHITECTURES, build, check_fits
 
 SMALLEST = {name: (a.min_size, a.min_size, a.channels[-1]) for name, a in ARCHITECTURES.items()}
 

@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dioptra_assets.robustness.adversarial_training import (
-    MadryTraining,
-    adversarial_training,
-    robust_validation,
-    validation_sample,
-)
-from dioptra_assets.robustness.architectures import (
+from dioptra_assets.robustness.data.base import DATA_VARIABLE
+from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.image_set import ImageSet
+from dioptra_assets.robustness.seeds import derive_seed
+from dioptra_assets.robustness.training.architectures import (
     ARCHITECTURES,
     IMAGENET_CLASSES,
     IMAGENET_SHAPE,
@@ -26,10 +24,12 @@ from dioptra_assets.robustness.architectures import (
     build,
     check_fits,
 )
-from dioptra_assets.robustness.data.base import DATA_VARIABLE
-from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.seeds import derive_seed
+from dioptra_assets.robustness.training.madry import (
+    MadryTraining,
+    adversarial_training,
+    robust_validation,
+    validation_sample,
+)
 
 if TYPE_CHECKING:
     import keras
