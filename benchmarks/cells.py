@@ -89,7 +89,7 @@ def _alone(spec: "ExperimentSpec", store: "CellStore") -> tuple[float, float]:
     from dioptra_assets.robustness.examples import example_table
     from dioptra_assets.robustness.image_set import ImageSet
     from dioptra_assets.robustness.metrics import metric_table
-    from dioptra_assets.robustness.model_files import load_model
+    from dioptra_assets.robustness.model_files.files import load_model
     from dioptra_assets.robustness.predictions import predict
     from resources.image_store import read_often
     from resources.models import MODEL

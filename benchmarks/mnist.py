@@ -24,7 +24,7 @@ from dioptra_assets.robustness.data import MnistSource
 from dioptra_assets.robustness.image_set import ImageSet, encode_png, tile
 from dioptra_assets.robustness.inversion import invert, parse_inversion
 from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
-from dioptra_assets.robustness.model_files import load_model, save_model
+from dioptra_assets.robustness.model_files.files import load_model, save_model
 from dioptra_assets.robustness.poisoning import (
     AdversarialEmbedding,
     BaselineBackdoor,

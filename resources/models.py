@@ -10,7 +10,7 @@ import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.kept import Loaded
-from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
+from dioptra_assets.robustness.model_files.files import load_model, save_model, weights_digest
 from resources.store import Cell, CellStore, StoredCell
 from resources.tables import from_parquet, to_parquet
 

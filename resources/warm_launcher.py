@@ -130,7 +130,7 @@ def _execute(words: list[str], environment: Mapping[str, str]) -> None:
     """Be the command `dagster api execute_run ...`, with which the launchers of clusters start runs."""
     os.environ.clear()
     os.environ.update(environment)
-    from dioptra_assets.robustness.model_trial import prepare_forking
+    from dioptra_assets.robustness.model_files.trial import prepare_forking
 
     prepare_forking()
     sys.argv = words

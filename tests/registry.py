@@ -10,7 +10,7 @@ import pytest
 from dioptra_assets import sensors
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.registered_versions.verdicts import Verdict, events_of, verdicts_of
-from dioptra_assets.robustness import model_trial
+from dioptra_assets.robustness.model_files import trial
 from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import BRANCH
 from resources.tracking.client import file_sha256
@@ -42,7 +42,7 @@ def client(lab: Lab) -> Any:
 
 def register(lab: Lab, path: Path, name: str = "team_le_net", tags: dict[str, str] | None = None) -> str:
     """Register a file as a stranger would: a run, an artefact and a version, none of them by this project."""
-    model_trial.known.add(file_sha256(path))  # a trial starts TensorFlow in a process of its own
+    trial.known.add(file_sha256(path))  # a trial starts TensorFlow in a process of its own
     mlflow = client(lab)
     run = mlflow.create_run("0")
     mlflow.log_artifact(run.info.run_id, str(path), "data")

@@ -13,7 +13,7 @@ import pytest
 import dioptra_assets as da
 from dioptra_assets.command_line import overview
 from dioptra_assets.command_line.overview import counted
-from dioptra_assets.robustness import model_trial
+from dioptra_assets.robustness.model_files import trial
 from dioptra_assets.sensors import NIGHTLY_JOB, NIGHTLY_OP
 from partitions.experiments import Watch
 from resources.tables import read_table
@@ -171,11 +171,11 @@ def test_a_file_that_ends_the_process_which_loads_it_is_a_failed_check_and_holds
     watching: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ending = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(model_trial, "command", lambda _: [sys.executable, "-c", ending])
+    monkeypatch.setattr(trial, "command", lambda _: [sys.executable, "-c", ending])
     good = register(watching, model_file(tmp_path))
     path = model_file(tmp_path, tilt=0.01)
     bad = register(watching, path, "team_bad")
-    model_trial.known.remove(file_sha256(path))
+    trial.known.remove(file_sha256(path))
     follower = Follower(watching)
     follower.follow()
     assert follower.verdicts[good].status == "passed"

@@ -162,8 +162,8 @@ def _versions(cell: CellContext) -> CellResult:
 
 
 def _fetch(cell: CellContext) -> CellResult:
-    from dioptra_assets.robustness.model_files import UnsafeModelError, load_model
-    from dioptra_assets.robustness.model_trial import try_model
+    from dioptra_assets.robustness.model_files.files import UnsafeModelError, load_model
+    from dioptra_assets.robustness.model_files.trial import try_model
 
     key = cell.cell.partition[ARCHITECTURE]
     name, _, version = key.rpartition(SEPARATOR)

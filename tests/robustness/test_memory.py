@@ -14,7 +14,7 @@ from dioptra_assets.robustness.defences import GaussianAugmentation, SpatialSmoo
 from dioptra_assets.robustness.defences.adaptive import defended_model
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.memory import declared_limit, halved, image_bytes, out_of_memory, rows_that_fit
-from dioptra_assets.robustness.model_files import load_model, save_model
+from dioptra_assets.robustness.model_files.files import load_model, save_model
 from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.training.architectures import build
 

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 from dioptra_assets.robustness import model_variables
-from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
+from dioptra_assets.robustness.model_files.files import load_model, save_model, weights_digest
 from dioptra_assets.robustness.model_variables import parts
 from tests.conftest import ROOT
 
@@ -23,7 +23,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import keras
-from dioptra_assets.robustness.model_files import load_model, weights_digest
+from dioptra_assets.robustness.model_files.files import load_model, weights_digest
 
 def resident(name):
     text = Path("/proc/self/status").read_text()

@@ -226,8 +226,8 @@ def initial_model(recipe: TrainingRecipe, image_shape: ImageShape, class_count: 
     """The model of a recipe before any training, with the weights it starts from."""
     from keras import applications
 
-    from dioptra_assets.robustness.model_files import load_weights
-    from dioptra_assets.robustness.model_trial import try_to_read
+    from dioptra_assets.robustness.model_files.files import load_weights
+    from dioptra_assets.robustness.model_files.trial import try_to_read
 
     model = build(recipe.architecture, image_shape, class_count)
     if recipe.weights == "imagenet":

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.model_files import weights_digest
+from dioptra_assets.robustness.model_files.files import weights_digest
 from dioptra_assets.robustness.poisoning import (
     AdversarialEmbedding,
     BaselineBackdoor,

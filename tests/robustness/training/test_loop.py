@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dioptra_assets.robustness.data import DigitsSource
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.model_files import save_model, weights_digest
+from dioptra_assets.robustness.model_files.files import save_model, weights_digest
 from dioptra_assets.robustness.training import loop
 from dioptra_assets.robustness.training.loop import TrainingRecipe, split_rows, train, training_batches
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dioptra_assets.robustness.data import DigitsSource
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.model_files import load_model, save_model, weights_digest
+from dioptra_assets.robustness.model_files.files import load_model, save_model, weights_digest
 from dioptra_assets.robustness.training import madry
 from dioptra_assets.robustness.training.loop import TrainedModel, TrainingRecipe, train
 from dioptra_assets.robustness.training.madry import (

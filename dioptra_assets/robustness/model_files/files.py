@@ -19,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dioptra_assets.robustness.model_file_checks import ARCHIVE_MEMBERS, ModelFile, check_model_file, inspect_model_file
-from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError
-from dioptra_assets.robustness.model_tensors import check_tensors
+from dioptra_assets.robustness.model_files.checks import (
+    ARCHIVE_MEMBERS,
+    ModelFile,
+    check_model_file,
+    inspect_model_file,
+)
+from dioptra_assets.robustness.model_files.config import RESAVE, UnsafeModelError
+from dioptra_assets.robustness.model_files.tensors import check_tensors
 from dioptra_assets.robustness.model_variables import WeightlessVariables, make_real, parts
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dioptra_assets.robustness import model_file_classes as known
+from dioptra_assets.robustness.model_files import allowed as known
 
 MAX_NORMALIZATION_ELEMENTS = 2**26
 # The deepest models of keras.applications have 1,100 layers; Keras builds some seventy a second, and recursively.

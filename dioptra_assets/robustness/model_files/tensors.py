@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dioptra_assets.robustness.model_file_config import UnsafeModelError
+from dioptra_assets.robustness.model_files.config import UnsafeModelError
 
 # Numbers an image. The largest tensor of vgg16 at 224 x 224 is 3.2 million; all of resnet152 together some 90 million.
 MAX_TENSOR = 2**25

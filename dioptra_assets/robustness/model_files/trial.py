@@ -23,9 +23,9 @@ from pathlib import Path
 import psutil
 
 from dioptra_assets.robustness import forked_trials, memory
-from dioptra_assets.robustness.model_file_config import UnsafeModelError
+from dioptra_assets.robustness.model_files.config import UnsafeModelError
 
-MODULE = "dioptra_assets.robustness.model_trial"
+MODULE = "dioptra_assets.robustness.model_files.trial"
 SECONDS = 300.0  # of one trial, the start of TensorFlow included; most take a few
 CPU_SECONDS = 600  # of all its threads: it ends by itself, should nobody be there to end it
 # Without a declared limit a trial gets so much, or half of what is free where that is less.
@@ -127,13 +127,13 @@ def main(path: str, image_shape: str = "") -> None:
     """In the process of its own: whatever is no end of it is said by whoever does the same next."""
     try:
         if not image_shape:
-            from dioptra_assets.robustness.model_file_checks import check_model_file
+            from dioptra_assets.robustness.model_files.checks import check_model_file
 
             check_model_file(path)
             return
         import numpy as np
 
-        from dioptra_assets.robustness.model_files import load_model
+        from dioptra_assets.robustness.model_files.files import load_model
 
         model = load_model(path)
         model(np.zeros((2, *json.loads(image_shape)), np.float32), training=False)

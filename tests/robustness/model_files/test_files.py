@@ -18,8 +18,8 @@ from keras import layers
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.saving.serialization_lib import SafeModeScope
 
-from dioptra_assets.robustness import model_file_classes as known
-from dioptra_assets.robustness.model_files import (
+from dioptra_assets.robustness.model_files import allowed as known
+from dioptra_assets.robustness.model_files.files import (
     UnsafeModelError,
     check_model_file,
     load_model,
@@ -241,7 +241,7 @@ def test_every_allowed_class_and_function_is_a_public_one_of_keras_or_reviewed()
 def test_the_check_imports_neither_tensorflow_nor_keras(tmp_path: Path, good: dict[str, bytes]) -> None:
     path = pack(tmp_path / "good.keras", good)
     code = (
-        "import sys; from dioptra_assets.robustness.model_files import check_model_file; "
+        "import sys; from dioptra_assets.robustness.model_files.files import check_model_file; "
         f"check_model_file({str(path)!r}); assert not {{'keras', 'tensorflow'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dioptra_assets.robustness.model_file_config import RESAVE, UnsafeModelError, check_config
+from dioptra_assets.robustness.model_files.config import RESAVE, UnsafeModelError, check_config
 
 ARCHIVE_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
 MAX_JSON_BYTES = 16 * 2**20

@@ -11,8 +11,9 @@ import keras
 import psutil
 import pytest
 
-from dioptra_assets.robustness import forked_trials, model_trial
-from dioptra_assets.robustness.model_file_config import UnsafeModelError
+from dioptra_assets.robustness import forked_trials
+from dioptra_assets.robustness.model_files import trial
+from dioptra_assets.robustness.model_files.config import UnsafeModelError
 from dioptra_assets.robustness.training.loop import TrainingRecipe, initial_model
 from resources.tracking.client import file_sha256
 
@@ -42,7 +43,7 @@ def doing(monkeypatch: pytest.MonkeyPatch, code: str) -> list[list[str]]:
         asked.append(arguments)
         return [sys.executable, "-c", code]
 
-    monkeypatch.setattr(model_trial, "command", command)
+    monkeypatch.setattr(trial, "command", command)
     return asked
 
 
@@ -51,7 +52,7 @@ def test_a_model_is_loaded_and_called_by_another_process_once_for_its_content(
 ) -> None:
     started = doing(monkeypatch, "pass")
     for _ in range(2):
-        model_trial.try_model(model, file_sha256(model), SHAPE)
+        trial.try_model(model, file_sha256(model), SHAPE)
     assert started == [[str(model), "[8, 8, 1]"]]
 
 
@@ -60,12 +61,12 @@ def test_it_is_called_there_and_what_is_only_refused_is_left_to_whoever_loads_it
 ) -> None:
     called: list[tuple[int, ...]] = []
     monkeypatch.setattr(keras.Sequential, "__call__", lambda _, x, **__: called.append(x.shape))
-    model_trial.main(str(model), "[8, 8, 1]")
+    trial.main(str(model), "[8, 8, 1]")
     assert called == [(2, 8, 8, 1)]
     other = tmp_path / "other.keras"
     other.write_bytes(b"no archive")
-    model_trial.main(str(other), "[8, 8, 1]")
-    model_trial.main(str(other))
+    trial.main(str(other), "[8, 8, 1]")
+    trial.main(str(other))
 
 
 @pytest.mark.parametrize(
@@ -88,12 +89,12 @@ def test_what_ends_the_process_is_a_refusal_and_nothing_is_left_of_it(
     # A fork begins with what this process holds, whatever its tests before this one left.
     held = psutil.Process().memory_info().rss if forked else 0
     monkeypatch.setenv("DIOPTRA_ASSETS_MEMORY", f"{held / 1e9 + 1.5:.2f} GB")
-    monkeypatch.setattr(model_trial, "SECONDS", 1.0 if "1 s" in said else 60.0)
+    monkeypatch.setattr(trial, "SECONDS", 1.0 if "1 s" in said else 60.0)
     children, begun = set(psutil.Process().children(recursive=True)), time.monotonic()
     with pytest.raises(UnsafeModelError, match=said):
-        model_trial.try_model(model, "a digest", SHAPE)
+        trial.try_model(model, "a digest", SHAPE)
     assert time.monotonic() - begun < 30 and nothing_but(children)
-    assert "a digest" not in model_trial.known, "it is tried again"
+    assert "a digest" not in trial.known, "it is tried again"
 
 
 def nothing_but(children: set[psutil.Process], seconds: float = 5) -> bool:
@@ -156,7 +157,7 @@ def test_a_trial_is_started_from_nothing_where_none_can_be_forked_any_more(
     server.kill()
     server.wait()
     asked = doing(monkeypatch, "pass")
-    model_trial.try_model(model, "another digest", SHAPE)
+    trial.try_model(model, "another digest", SHAPE)
     assert asked == [[str(model), "[8, 8, 1]"]] and not forked_trials.there_is_one()
 
 
