@@ -85,12 +85,12 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
 def _alone(spec: "ExperimentSpec", store: "CellStore") -> tuple[float, float]:
     """What the attacks take, and what predictions, distances and rates take, without anything around them."""
     from dioptra_assets.robustness.attacks import perturb_set
-    from dioptra_assets.robustness.distances import set_distances
-    from dioptra_assets.robustness.examples import example_table
+    from dioptra_assets.robustness.evaluation.distances import set_distances
+    from dioptra_assets.robustness.evaluation.examples import example_table
+    from dioptra_assets.robustness.evaluation.metrics import metric_table
+    from dioptra_assets.robustness.evaluation.predictions import predict
     from dioptra_assets.robustness.image_set import ImageSet
-    from dioptra_assets.robustness.metrics import metric_table
     from dioptra_assets.robustness.model_files.files import load_model
-    from dioptra_assets.robustness.predictions import predict
     from resources.image_store import read_often
     from resources.models import MODEL
     from resources.store import Cell

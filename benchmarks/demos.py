@@ -16,11 +16,11 @@ import numpy as np
 from benchmarks.measure import Pair, pair
 from dioptra_assets.robustness.attacks import FastGradientMethod, perturb_set
 from dioptra_assets.robustness.data.mnist import MnistSource
-from dioptra_assets.robustness.distances import set_distances
-from dioptra_assets.robustness.examples import example_table
+from dioptra_assets.robustness.evaluation.distances import set_distances
+from dioptra_assets.robustness.evaluation.examples import example_table
+from dioptra_assets.robustness.evaluation.metrics import metric_table
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
-from dioptra_assets.robustness.metrics import metric_table
-from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.training.architectures import build
 from resources.image_store import read_image_set, write_image_set
 from resources.store import Cell, CellStore

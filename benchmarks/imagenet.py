@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
 def measured(count: int, batch_size: int, rounds: int) -> list[str]:
     """The lines of the table."""
     from dioptra_assets.robustness.attacks import FastGradientMethod, perturb_set
+    from dioptra_assets.robustness.evaluation.predictions import predict
     from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
-    from dioptra_assets.robustness.predictions import predict
     from dioptra_assets.robustness.training.architectures import build
     from resources.image_store import read_image_set, write_image_set
     from resources.store import Cell, CellStore

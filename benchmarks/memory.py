@@ -39,9 +39,9 @@ def peaks(count: int, batch_size: int) -> dict[str, float]:
     import keras
 
     from dioptra_assets.robustness.attacks import FastGradientMethod, perturb_set
-    from dioptra_assets.robustness.distances import set_distances
+    from dioptra_assets.robustness.evaluation.distances import set_distances
+    from dioptra_assets.robustness.evaluation.predictions import predict
     from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
-    from dioptra_assets.robustness.predictions import predict
     from resources.image_store import read_image_set, write_image_set
     from resources.store import Cell, CellStore
 

@@ -21,6 +21,7 @@ import pandas as pd
 
 from dioptra_assets.robustness.attacks import one_pixel_oracle, parse_attack, perturb_set
 from dioptra_assets.robustness.data import MnistSource
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet, encode_png, tile
 from dioptra_assets.robustness.inversion import invert, parse_inversion
 from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
@@ -37,7 +38,6 @@ from dioptra_assets.robustness.poisoning import (
     train_embedded,
     triggered_testing_set,
 )
-from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.training.loop import TrainingRecipe, split_rows, train
 
 EPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)

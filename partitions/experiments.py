@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.data import AnySource, DataSource
 from dioptra_assets.robustness.defences import DEFAULT_EOT_SAMPLES, Defence
-from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.gates import Gate
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.gates import Gate
 from dioptra_assets.robustness.inversion import ModelInversion
 from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
 from dioptra_assets.robustness.training.loop import TrainingRecipe

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dioptra_assets.robustness.gates import METRICS, Gate, parse_gate
+from dioptra_assets.robustness.evaluation.gates import METRICS, Gate, parse_gate
 from partitions.attacks import Family
 from partitions.entries import ExperimentError, one_of
 

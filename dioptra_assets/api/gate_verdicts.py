@@ -13,7 +13,7 @@ from dagster._core.definitions.partitions.context import partition_loading_conte
 from dioptra_assets.assets.boundary import DIMENSIONS, asset_key, dynamic_dimension
 from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench, gated_families, rules_of
 from dioptra_assets.assets.sanity import MODEL_SANITY
-from dioptra_assets.robustness.gates import GATE_COLUMNS
+from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.experiments import ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, partition_of

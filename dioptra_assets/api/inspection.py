@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.api.loading import load
-from dioptra_assets.robustness.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
+from dioptra_assets.robustness.evaluation.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
 from dioptra_assets.robustness.image_set import ImageSet
 from partitions.attacks import Family
 from partitions.experiments import BRANCH

@@ -7,8 +7,8 @@ import pandas as pd
 
 from dioptra_assets.assets.boundary import asset_key
 from dioptra_assets.assets.sanity import MODEL_SANITY
-from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.gates import (
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.gates import (
     FAILED,
     GATE_COLUMNS,
     NOTHING_BEFORE,

@@ -13,7 +13,7 @@ from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, c
 from dioptra_assets.assets.gate_bench import GateBench, gated_families, rules_of
 from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.sanity import MODEL_SANITY
-from dioptra_assets.robustness.gates import GATE_COLUMNS, PASSED, Gate, blocks, said
+from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS, PASSED, Gate, blocks, said
 from partitions.attacks import Family
 from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec

@@ -13,11 +13,11 @@ from dioptra_assets.assets.one_pass import held
 from dioptra_assets.assets.pictures import markdown_table
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.defences import defended
-from dioptra_assets.robustness.distances import set_distances
-from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, NO_DEFENCE, example_table
+from dioptra_assets.robustness.evaluation.distances import set_distances
+from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, NO_DEFENCE, example_table
+from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS, metric_table
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.metrics import METRIC_COLUMNS, metric_table
-from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import attack_of, documents
 from partitions.entries import edition

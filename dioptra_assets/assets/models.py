@@ -157,8 +157,8 @@ def predict_set(cell: CellContext, stored_model: StoredCell, image_set: ImageSet
     """Store what a model says of every image of a set, with its confusion matrix."""
     from sklearn.metrics import confusion_matrix as count_confusions
 
+    from dioptra_assets.robustness.evaluation.predictions import predict
     from dioptra_assets.robustness.plots import confusion_matrix
-    from dioptra_assets.robustness.predictions import predict
 
     if cell.twin:
         predictions = read_table(cell.twin)

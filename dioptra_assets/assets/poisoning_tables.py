@@ -9,7 +9,8 @@ from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
 from dioptra_assets.assets.config_assets import POISONING_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.pictures import picture
-from dioptra_assets.robustness.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.poisoning import (
     POISONING_EXAMPLE_COLUMNS,
     POISONING_METRIC_COLUMNS,
@@ -18,7 +19,6 @@ from dioptra_assets.robustness.poisoning import (
     poisoning_metrics,
 )
 from dioptra_assets.robustness.poisoning.metrics import CLEAN_CONTROL, ModelKind
-from dioptra_assets.robustness.predictions import predict
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK

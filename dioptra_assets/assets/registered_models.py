@@ -23,9 +23,9 @@ from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.assets.sanity import model_sanity_asset
 from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.metrics import METRIC_COLUMNS
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device
@@ -222,7 +222,7 @@ def _loaded_before(cell: CellContext, digest: str) -> bool:
 
 def _faults(model: Any, images: ImageSet) -> dict[str, str]:
     """Check -> why a model cannot be evaluated on these images; empty where it can."""
-    from dioptra_assets.robustness.predictions import logits_of
+    from dioptra_assets.robustness.evaluation.predictions import logits_of
 
     shape, classes = tuple(images.image_shape), len(images.class_names)
     takes = tuple(model.input_shape) if isinstance(model.input_shape, tuple) else ()

@@ -12,12 +12,11 @@ from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.robustness.attacks import Attack
-from dioptra_assets.robustness.comparison import compare_rates
-from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.predictions import predict
-from dioptra_assets.robustness.reference_attack import LOSSES, ReferenceAttacks, allowed_gap, has_reference
-from dioptra_assets.robustness.sanity import (
+from dioptra_assets.robustness.evaluation.comparison import compare_rates
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.predictions import predict
+from dioptra_assets.robustness.evaluation.reference_attack import LOSSES, ReferenceAttacks, allowed_gap, has_reference
+from dioptra_assets.robustness.evaluation.sanity import (
     CHECKS,
     MODEL_SANITY_COLUMNS,
     NOISE_COLUMNS,
@@ -29,6 +28,7 @@ from dioptra_assets.robustness.sanity import (
     noisy,
     sanity_result,
 )
+from dioptra_assets.robustness.image_set import ImageSet
 from partitions.attacks import attack_of
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec

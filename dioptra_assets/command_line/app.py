@@ -224,7 +224,7 @@ def gate(
     numbers are missing, stale, or failed their sanity checks. With 2 where there is nothing to judge.
     """
     import dioptra_assets as da
-    from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, overall, said
+    from dioptra_assets.robustness.evaluation.gates import FAILED, NOT_JUDGED, overall, said
     from dioptra_assets.runs.launch import UnknownExperimentError
 
     try:

@@ -8,7 +8,7 @@ import pandas as pd
 from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench
 from dioptra_assets.registered_versions.registry import Seen
 from dioptra_assets.registered_versions.verdicts import Status, shortened
-from dioptra_assets.robustness.gates import FAILED, NOT_JUDGED, PASSED, overall, said
+from dioptra_assets.robustness.evaluation.gates import FAILED, NOT_JUDGED, PASSED, overall, said
 from partitions.experiments import ExperimentSpec
 from resources.store import CellStore
 from resources.tracking.resource import Tracking, TrackingUnavailable

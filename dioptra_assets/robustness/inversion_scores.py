@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.robustness.attacks import compiled
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.predictions import predict
 
 
 def training_means(training_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:

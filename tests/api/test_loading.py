@@ -17,8 +17,8 @@ import dioptra_assets as da
 from dioptra_assets import definitions
 from dioptra_assets.api import loading
 from dioptra_assets.command_line import app as cli
+from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.metrics import METRIC_COLUMNS
 from dioptra_assets.runs.launch import Launched
 from dioptra_assets.runs.selection import select
 from resources.store import Cell, DamagedCellError, MissingCellError

@@ -21,9 +21,9 @@ from dioptra_assets.assets.report.asset import COMPARISON_COLUMNS
 from dioptra_assets.records.model_card import SPECIMEN
 from dioptra_assets.robustness.defences import defended, split_before_copies
 from dioptra_assets.robustness.defences.base import COPY_SUFFIX
-from dioptra_assets.robustness.distances import DISTANCE_COLUMNS, set_distances
+from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS, set_distances
+from dioptra_assets.robustness.evaluation.sanity import CHECKS, SanityResult
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.sanity import CHECKS, SanityResult
 from dioptra_assets.robustness.training.loop import split_rows
 from dioptra_assets.runs.launch import Launched
 from partitions.attacks import attack_document

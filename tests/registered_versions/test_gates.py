@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets.robustness.gates import GATE_COLUMNS
+from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS
 from dioptra_assets.runs.launch import failure_reason
 from resources.tables import read_table
 from tests.assets.test_gates import asked, of_lab

@@ -12,10 +12,10 @@ from dioptra_assets.robustness.attacks import base, parse_attack, perturb_set
 from dioptra_assets.robustness.attacks.base import AttackInput, Perturbed
 from dioptra_assets.robustness.defences import GaussianAugmentation, SpatialSmoothing
 from dioptra_assets.robustness.defences.adaptive import defended_model
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.memory import declared_limit, halved, image_bytes, out_of_memory, rows_that_fit
 from dioptra_assets.robustness.model_files.files import load_model, save_model
-from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.training.architectures import build
 
 

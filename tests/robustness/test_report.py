@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dioptra_assets.robustness.evaluation.worst_case import WORST_CASE_COLUMNS
 from dioptra_assets.robustness.report import ReportData, lowest, rate, render_report
-from dioptra_assets.robustness.worst_case import WORST_CASE_COLUMNS
 
 pytestmark = pytest.mark.quick
 

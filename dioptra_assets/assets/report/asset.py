@@ -12,8 +12,13 @@ from dioptra_assets.assets.pictures import picture
 from dioptra_assets.assets.report.contents import declaration, has_curves, report_data
 from dioptra_assets.assets.report.inputs import present_inputs
 from dioptra_assets.assets.report.records import report_records
-from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.metrics import METRIC_COLUMNS, defence_comparison, security_curve, transfer_matrix
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.metrics import (
+    METRIC_COLUMNS,
+    defence_comparison,
+    security_curve,
+    transfer_matrix,
+)
 from dioptra_assets.robustness.report import render_report
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec

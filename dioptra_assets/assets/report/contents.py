@@ -13,11 +13,11 @@ from dioptra_assets.assets.boundary import CellContext
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.report.inputs import ReportInputs, by_architecture
 from dioptra_assets.assets.report.sections import report_sections
-from dioptra_assets.robustness.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.metrics import proportion, security_curve, transfer_matrix
+from dioptra_assets.robustness.evaluation.worst_case import WORST_CASE_INPUTS, WorstCase
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.metrics import proportion, security_curve, transfer_matrix
 from dioptra_assets.robustness.report import METRICS_FILE, MOST_ROWS, SHOWN_MODELS, ReportData
-from dioptra_assets.robustness.worst_case import WORST_CASE_INPUTS, WorstCase
 from partitions.attacks import SECTIONS, attack_document
 from partitions.experiments import ExperimentFile, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of

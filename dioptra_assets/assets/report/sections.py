@@ -6,8 +6,8 @@ import pandas as pd
 from dioptra_assets.assets.boundary import CellContext
 from dioptra_assets.assets.gate_bench import gated_families, rules_of
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
+from dioptra_assets.robustness.evaluation.metrics import defence_comparison
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.metrics import defence_comparison
 from dioptra_assets.robustness.poisoning import poison_curve
 from dioptra_assets.robustness.report import Section
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.examples import NO_DEFENCE
-from dioptra_assets.robustness.metrics import proportion
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.metrics import proportion
 from dioptra_assets.robustness.poisoning.base import Poisoning
 
 ModelKind = Literal["poisoned", "clean control"]

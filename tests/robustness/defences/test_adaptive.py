@@ -18,8 +18,8 @@ from dioptra_assets.robustness.defences import (
     defended_model,
 )
 from dioptra_assets.robustness.defences.adaptive import _draw
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.predictions import predict
 
 DEFENCES = [SpatialSmoothing(), JpegCompression(quality=30), GaussianAugmentation(sigma=0.2)]
 EPS = 0.1

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.model_files.files import weights_digest
 from dioptra_assets.robustness.poisoning import (
@@ -21,7 +22,6 @@ from dioptra_assets.robustness.poisoning import (
     triggered_testing_set,
 )
 from dioptra_assets.robustness.poisoning.embedding_step import kind_weights, with_features
-from dioptra_assets.robustness.predictions import predict
 from dioptra_assets.robustness.training.architectures import build
 from dioptra_assets.robustness.training.loop import TrainedModel, TrainingRecipe, split_rows, train
 from tests.robustness.poisoning.conftest import RECIPE, collect

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.metrics import proportion
+from dioptra_assets.robustness.evaluation.metrics import proportion
 from dioptra_assets.robustness.poisoning import (
     POISONING_EXAMPLE_COLUMNS,
     POISONING_METRIC_COLUMNS,

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
-from dioptra_assets.robustness import metrics as module
-from dioptra_assets.robustness.distances import DISTANCE_COLUMNS
 from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, evasion_success
-from dioptra_assets.robustness.metrics import (
+from dioptra_assets.robustness.evaluation import metrics as module
+from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS
+from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, evasion_success
+from dioptra_assets.robustness.evaluation.metrics import (
     METRIC_COLUMNS,
     RATES,
     defence_comparison,

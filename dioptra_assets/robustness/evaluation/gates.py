@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from dioptra_assets.robustness.comparison import Z, paired_interval
-from dioptra_assets.robustness.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.comparison import Z, paired_interval
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 
 Severity = Literal["block", "warn"]
 Status = Literal["passed", "failed", "not judged"]

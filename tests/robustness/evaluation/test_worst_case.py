@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ProjectedGradientDescent
-from dioptra_assets.robustness.worst_case import WORST_CASE_COLUMNS, WORST_CASE_INPUTS, WorstCase, threat
+from dioptra_assets.robustness.evaluation.worst_case import WORST_CASE_COLUMNS, WORST_CASE_INPUTS, WorstCase, threat
 
 pytestmark = pytest.mark.quick
 

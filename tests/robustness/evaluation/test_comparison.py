@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dioptra_assets.robustness.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
+from dioptra_assets.robustness.evaluation.comparison import COMPARISON_COLUMNS, compare_images, compare_rates
 
 pytestmark = pytest.mark.quick
 

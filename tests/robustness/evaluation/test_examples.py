@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dioptra_assets.robustness.distances import DISTANCE_COLUMNS
-from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, example_table
+from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS
+from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, example_table
 
 pytestmark = pytest.mark.quick
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.robustness.distances import DISTANCE_COLUMNS
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS
 
 NO_DEFENCE = "none"
 KEYS = ["source", "attack", "target", "defence", "adaptive"]

@@ -11,9 +11,14 @@ from dioptra_assets.robustness.attacks import (
     ProjectedGradientDescent,
     perturb_set,
 )
+from dioptra_assets.robustness.evaluation.predictions import predict
+from dioptra_assets.robustness.evaluation.reference_attack import (
+    ReferenceAttacks,
+    allowed_gap,
+    has_reference,
+    looked_at,
+)
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.predictions import predict
-from dioptra_assets.robustness.reference_attack import ReferenceAttacks, allowed_gap, has_reference, looked_at
 
 RNG = np.random.default_rng(1)
 IMAGES = RNG.uniform(0.2, 0.8, (60, 4, 4, 1)).astype(np.float32)

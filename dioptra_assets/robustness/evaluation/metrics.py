@@ -7,8 +7,14 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.robustness.distances import DISTANCE_COLUMNS
-from dioptra_assets.robustness.examples import EXAMPLE_COLUMNS, KEYS, NO_DEFENCE, check_examples, stack_probabilities
+from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS
+from dioptra_assets.robustness.evaluation.examples import (
+    EXAMPLE_COLUMNS,
+    KEYS,
+    NO_DEFENCE,
+    check_examples,
+    stack_probabilities,
+)
 from dioptra_assets.robustness.seeds import derive_seed
 
 RESAMPLES = 1000

@@ -7,9 +7,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cosine
 from scipy.stats import wasserstein_distance
 
-from dioptra_assets.robustness import distances as module
-from dioptra_assets.robustness.distances import DISTANCE_COLUMNS, image_distances, set_distances
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.evaluation import distances as module
+from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS, image_distances, set_distances
 from dioptra_assets.robustness.image_set import ImageSet
 
 pytestmark = pytest.mark.quick

@@ -24,8 +24,8 @@ from dioptra_assets.robustness.attacks import (
     ProjectedGradientDescent,
     compiled,
 )
+from dioptra_assets.robustness.evaluation.predictions import logits_of
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.predictions import logits_of
 
 Loss = Literal["exact", "margin"]
 LOSSES: tuple[Loss, ...] = ("exact", "margin")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.robustness.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 from dioptra_assets.robustness.image_set import ImageSet, Pixels
 
 Z = 2.0

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from dioptra_assets.robustness.errors import NonFiniteError
+from dioptra_assets.robustness.evaluation.predictions import MAX_PROBABILITY_CLASSES, predict
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.predictions import MAX_PROBABILITY_CLASSES, predict
 
 pytestmark = pytest.mark.quick
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.robustness.examples import NO_DEFENCE
+from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 
 COMPARISON_COLUMNS = {
     "attack": "attack config, each model attacked itself (white-box)",

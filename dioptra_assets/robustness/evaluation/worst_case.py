@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.robustness.metrics import proportion
+from dioptra_assets.robustness.evaluation.metrics import proportion
 
 # What is read of an example table.
 WORST_CASE_INPUTS = [

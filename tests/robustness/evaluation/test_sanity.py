@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from dioptra_assets.robustness.attacks import FastGradientMethod, ProjectedGradientDescent, SquareAttack
-from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.sanity import (
+from dioptra_assets.robustness.evaluation.sanity import (
     CHECKS,
     MODEL_SANITY_COLUMNS,
     REFERENCE_COLUMNS,
@@ -20,6 +19,7 @@ from dioptra_assets.robustness.sanity import (
     noisy,
     sanity_checks,
 )
+from dioptra_assets.robustness.image_set import ImageSet
 
 pytestmark = pytest.mark.quick
 

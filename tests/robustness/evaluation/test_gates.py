@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dioptra_assets.robustness.comparison import Z
-from dioptra_assets.robustness.gates import (
+from dioptra_assets.robustness.evaluation.comparison import Z
+from dioptra_assets.robustness.evaluation.gates import (
     GATE_COLUMNS,
     NOTHING_BEFORE,
     Gate,
@@ -21,7 +21,7 @@ from dioptra_assets.robustness.gates import (
     parse_gate,
     said,
 )
-from dioptra_assets.robustness.metrics import METRIC_COLUMNS
+from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS
 
 pytestmark = pytest.mark.quick
 
