@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dioptra_assets.robustness.report_document import schema
+from dioptra_assets.robustness.reporting.document import schema
 
 SCHEMA = Path(__file__).parent / "reference" / "report.schema.json"
 

@@ -55,7 +55,7 @@ NEEDED = [
     "PIL.Image",
     "tabulate",
     "cv2",
-    "dioptra_assets.robustness.plots",
+    "dioptra_assets.robustness.reporting.plots",
     "dioptra_assets.records.croissant",
     "dioptra_assets.records.model_card",
 ]
@@ -331,13 +331,13 @@ def _pixels(image_set: Any) -> str:
 
 def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
     """Put what is made up in the place of what costs time, in this process."""
-    from dioptra_assets.robustness import plots
     from dioptra_assets.robustness.attacks import perturb_set
     from dioptra_assets.robustness.attacks.base import AttackedBatch
     from dioptra_assets.robustness.data import DigitsSource
     from dioptra_assets.robustness.defences import defended_model
     from dioptra_assets.robustness.evaluation import predictions
     from dioptra_assets.robustness.evaluation.reference_attack import LOSSES, ReferenceAttacks
+    from dioptra_assets.robustness.reporting import plots
     from dioptra_assets.robustness.training import loop
     from resources import compute, models
     from resources.tables import to_parquet

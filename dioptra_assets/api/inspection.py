@@ -119,7 +119,7 @@ def show(asset: str, *, images: int = 10, only: str = "all", **partition: str) -
         TypeError: when the asset is no image set.
         ValueError: for an unknown `only`.
     """
-    from dioptra_assets.robustness.plots import comparison_grid, image_grid
+    from dioptra_assets.robustness.reporting.plots import comparison_grid, image_grid
 
     image_set = load(asset, **partition)
     if not isinstance(image_set, ImageSet):

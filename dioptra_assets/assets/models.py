@@ -103,7 +103,7 @@ def train_model(
         trainer: another training loop than `training.train`.
         register_as: name of the registered model in MLflow; None registers none.
     """
-    from dioptra_assets.robustness.plots import loss_curves
+    from dioptra_assets.robustness.reporting.plots import loss_curves
     from dioptra_assets.robustness.training.loop import train
 
     device = prepare_device()
@@ -158,7 +158,7 @@ def predict_set(cell: CellContext, stored_model: StoredCell, image_set: ImageSet
     from sklearn.metrics import confusion_matrix as count_confusions
 
     from dioptra_assets.robustness.evaluation.predictions import predict
-    from dioptra_assets.robustness.plots import confusion_matrix
+    from dioptra_assets.robustness.reporting.plots import confusion_matrix
 
     if cell.twin:
         predictions = read_table(cell.twin)

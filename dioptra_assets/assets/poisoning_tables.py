@@ -183,7 +183,7 @@ def present_poisoning_metrics(cell: CellContext) -> tuple[pd.DataFrame, list[str
 
 
 def _curve(cell: CellContext) -> CellResult:
-    from dioptra_assets.robustness.plots import poison_curves
+    from dioptra_assets.robustness.reporting.plots import poison_curves
 
     metrics, missing = present_poisoning_metrics(cell)
     curve = poison_curve(metrics, cell.spec.poisonings)

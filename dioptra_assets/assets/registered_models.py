@@ -149,7 +149,7 @@ def _registered(store: CellStore, experiment: str, version: str) -> pd.Timestamp
 
 
 def _versions(cell: CellContext) -> CellResult:
-    from dioptra_assets.robustness.version_plots import version_curves
+    from dioptra_assets.robustness.reporting.version_plots import version_curves
 
     table = version_table(cell.store, cell.spec.name, cell.spec.attacks, cell.versions())
     if table.empty:

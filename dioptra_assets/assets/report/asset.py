@@ -19,7 +19,7 @@ from dioptra_assets.robustness.evaluation.metrics import (
     security_curve,
     transfer_matrix,
 )
-from dioptra_assets.robustness.report import render_report
+from dioptra_assets.robustness.reporting.report import render_report
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from resources.documents import write_report
@@ -144,7 +144,7 @@ def _missing(missing: list[str]) -> dict[str, object]:
 
 
 def _transfer_matrix(cell: CellContext) -> CellResult:
-    from dioptra_assets.robustness.plots import transfer_heat_map
+    from dioptra_assets.robustness.reporting.plots import transfer_heat_map
 
     metrics, missing = present_metrics(cell, [*_transfer_columns(), "adaptive"])
     metrics = metrics[metrics["defence"] == NO_DEFENCE]
@@ -164,7 +164,7 @@ def _transfer_matrix(cell: CellContext) -> CellResult:
 
 
 def _security_curves(cell: CellContext) -> CellResult:
-    from dioptra_assets.robustness.plots import security_curves
+    from dioptra_assets.robustness.reporting.plots import security_curves
 
     metrics, missing = present_metrics(cell, [*_transfer_columns(), "adaptive"])
     curve = security_curve(metrics, cell.spec.attacks)

@@ -17,7 +17,7 @@ from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 from dioptra_assets.robustness.evaluation.metrics import proportion, security_curve, transfer_matrix
 from dioptra_assets.robustness.evaluation.worst_case import WORST_CASE_INPUTS, WorstCase
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.report import METRICS_FILE, MOST_ROWS, SHOWN_MODELS, ReportData
+from dioptra_assets.robustness.reporting.report import METRICS_FILE, MOST_ROWS, SHOWN_MODELS, ReportData
 from partitions.attacks import SECTIONS, attack_document
 from partitions.experiments import ExperimentFile, ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
@@ -49,7 +49,7 @@ def has_curves(spec: ExperimentSpec) -> bool:
 
 def report_data(cell: CellContext, inputs: ReportInputs) -> ReportData:
     """Everything that the report of an experiment shows, read from its stored cells."""
-    from dioptra_assets.robustness.plots import loss_curves, security_curves, transfer_heat_map
+    from dioptra_assets.robustness.reporting.plots import loss_curves, security_curves, transfer_heat_map
 
     spec = cell.spec
     _refuse_older_attacks(cell, inputs)
@@ -153,7 +153,7 @@ def _strongest(metrics: pd.DataFrame, attacks: list[str]) -> list[str]:
 
 def _comparison(cell: CellContext, testing_set: ImageSet, adversarial: StoredCell) -> bytes:
     """Clean, adversarial and difference, each image with what the attacked model makes of it."""
-    from dioptra_assets.robustness.plots import comparison_grid
+    from dioptra_assets.robustness.reporting.plots import comparison_grid
 
     rows = shown_rows(testing_set)
     examples = read_table(cell.read("evasion_examples", **adversarial.cell.partition))

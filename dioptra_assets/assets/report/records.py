@@ -9,8 +9,8 @@ from dioptra_assets.assets.report.inputs import ReportInputs
 from dioptra_assets.records.croissant import croissant
 from dioptra_assets.records.model_card import SPECIMEN, ModelRecord, Rate, model_card
 from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
-from dioptra_assets.robustness.report import MOST_ROWS, SHOWN_ROWS, ReportData, lowest
-from dioptra_assets.robustness.report_document import report_document, to_json
+from dioptra_assets.robustness.reporting.document import report_document, to_json
+from dioptra_assets.robustness.reporting.report import MOST_ROWS, SHOWN_ROWS, ReportData, lowest
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.store import StoredCell
 from resources.tables import to_parquet

@@ -9,7 +9,7 @@ from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.robustness.evaluation.metrics import defence_comparison
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.poisoning import poison_curve
-from dioptra_assets.robustness.report import Section
+from dioptra_assets.robustness.reporting.report import Section
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
 from resources.image_store import read_image_set
 from resources.store import StoredCell
@@ -96,7 +96,7 @@ def _defences(cell: CellContext, metrics: pd.DataFrame) -> Made:
 
 
 def _backdoors(cell: CellContext, _: pd.DataFrame) -> Made:
-    from dioptra_assets.robustness.plots import image_grid, poison_curves
+    from dioptra_assets.robustness.reporting.plots import image_grid, poison_curves
 
     if not cell.spec.poisonings:
         return None, [], []
@@ -129,7 +129,7 @@ def _first_images(image_set: ImageSet) -> np.ndarray:
 
 
 def _inversion(cell: CellContext, _: pd.DataFrame) -> Made:
-    from dioptra_assets.robustness.plots import image_grid
+    from dioptra_assets.robustness.reporting.plots import image_grid
 
     if not cell.spec.inversions:
         return None, [], []

@@ -16,7 +16,7 @@ import dioptra_assets as da
 from dioptra_assets.assets.report.contents import declaration
 from dioptra_assets.records.croissant import _record, croissant
 from dioptra_assets.records.model_card import FAMILIES, family
-from dioptra_assets.robustness.report_document import schema
+from dioptra_assets.robustness.reporting.document import schema
 from dioptra_assets.robustness.training.architectures import ARCHITECTURES as NETWORKS
 from partitions.experiments import parse_experiment
 from resources.documents import read_records, read_report

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dioptra_assets.robustness.report import MOST_ROWS, SHOWN_ROWS, ReportData, Section
-from dioptra_assets.robustness.report_document import report_document, schema, to_json
-from tests.robustness.test_report import report_data
+from dioptra_assets.robustness.reporting.document import report_document, schema, to_json
+from dioptra_assets.robustness.reporting.report import MOST_ROWS, SHOWN_ROWS, ReportData, Section
+from tests.robustness.reporting.test_report import report_data
 
 pytestmark = pytest.mark.quick
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.robustness.plots import (
+from dioptra_assets.robustness.reporting.plots import (
     INK,
     MARKERS,
     MUTED,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from dioptra_assets.robustness.report import MOST_ROWS, ReportData, Section, lowest
+from dioptra_assets.robustness.reporting.report import MOST_ROWS, ReportData, Section, lowest
 
 FORMAT = 1
 Record = dict[str, Any]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dioptra_assets.robustness import plots
+from dioptra_assets.robustness.reporting import plots
 
 pytestmark = pytest.mark.quick
 
@@ -108,7 +108,7 @@ def test_no_window_system_or_global_figure_is_used():
     import subprocess
 
     code = (
-        "import sys, numpy as np; from dioptra_assets.robustness import plots;"
+        "import sys, numpy as np; from dioptra_assets.robustness.reporting import plots;"
         "assert 'matplotlib' not in sys.modules;"
         "plots.image_grid(np.zeros((1, 4, 4, 1), np.float32)); assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dioptra_assets.robustness.evaluation.worst_case import WORST_CASE_COLUMNS
-from dioptra_assets.robustness.report import ReportData, lowest, rate, render_report
+from dioptra_assets.robustness.reporting.report import ReportData, lowest, rate, render_report
 
 pytestmark = pytest.mark.quick
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dioptra_assets.robustness.version_plots import version_curves
+from dioptra_assets.robustness.reporting.version_plots import version_curves
 
 pytestmark = pytest.mark.quick
 
