@@ -5,7 +5,7 @@ import numpy as np
 
 from benchmarks import raw
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.inversion import ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
 from dioptra_assets.robustness.training.architectures import build
 
 CLASSES = 10

@@ -23,8 +23,8 @@ from dioptra_assets.robustness.attacks import one_pixel_oracle, parse_attack, pe
 from dioptra_assets.robustness.data import MnistSource
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet, encode_png, tile
-from dioptra_assets.robustness.inversion import invert, parse_inversion
-from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
+from dioptra_assets.robustness.inversion.miface import invert, parse_inversion
+from dioptra_assets.robustness.inversion.scores import inversion_table, training_means
 from dioptra_assets.robustness.model_files.files import load_model, save_model
 from dioptra_assets.robustness.poisoning import (
     AdversarialEmbedding,

@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import DEFENCES
-from dioptra_assets.robustness.inversion import ModelInversion
+from dioptra_assets.robustness.inversion.miface import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor
 from dioptra_assets.robustness.training.architectures import ARCHITECTURES
 from dioptra_assets.robustness.training.loop import TrainingRecipe

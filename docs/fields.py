@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from dioptra_assets.robustness.attacks import ATTACKS
 from dioptra_assets.robustness.data import DigitsSource, ImageFolderSource, MnistSource
 from dioptra_assets.robustness.defences import DEFENCES
-from dioptra_assets.robustness.inversion import INVERSIONS
+from dioptra_assets.robustness.inversion.miface import INVERSIONS
 from dioptra_assets.robustness.poisoning import POISONINGS
 from dioptra_assets.robustness.poisoning.trigger import Trigger
 from dioptra_assets.robustness.training.loop import TrainingRecipe

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from dioptra_assets.robustness.attacks import ATTACKS, Attack
-from dioptra_assets.robustness.inversion import INVERSIONS, ModelInversion
+from dioptra_assets.robustness.inversion.miface import INVERSIONS, ModelInversion
 from dioptra_assets.robustness.poisoning import POISONINGS, Poisoning
 from partitions.entries import expand, one_of
 

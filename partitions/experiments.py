@@ -16,7 +16,7 @@ from dioptra_assets.robustness.data import AnySource, DataSource
 from dioptra_assets.robustness.defences import DEFAULT_EOT_SAMPLES, Defence
 from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 from dioptra_assets.robustness.evaluation.gates import Gate
-from dioptra_assets.robustness.inversion import ModelInversion
+from dioptra_assets.robustness.inversion.miface import ModelInversion
 from dioptra_assets.robustness.poisoning import CleanLabelBackdoor, Poisoning
 from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.architectures import recipe_model, training_recipes

@@ -16,7 +16,7 @@ from dioptra_assets.entry_points import (
 )
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import GaussianAugmentation, JpegCompression, SpatialSmoothing
-from dioptra_assets.robustness.inversion import ModelInversion
+from dioptra_assets.robustness.inversion.miface import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor, Trigger
 from dioptra_assets.robustness.training.loop import TrainingRecipe
 from dioptra_assets.robustness.training.madry import MadryTraining

@@ -8,8 +8,8 @@ from dioptra_assets.assets.config_assets import INVERSION_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.pictures import markdown_table, picture
 from dioptra_assets.robustness.image_set import encode_png, tile
-from dioptra_assets.robustness.inversion import INVERTED_COLUMNS, ModelInversion, invert
-from dioptra_assets.robustness.inversion_scores import inversion_table, training_means
+from dioptra_assets.robustness.inversion.miface import INVERTED_COLUMNS, ModelInversion, invert
+from dioptra_assets.robustness.inversion.scores import inversion_table, training_means
 from partitions.attacks import attack_document
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec

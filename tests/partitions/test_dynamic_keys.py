@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from dioptra_assets.robustness.attacks import ATTACKS, AnyArtAttack, FastGradientMethod, ProjectedGradientDescent
 from dioptra_assets.robustness.defences import DEFENCES, GaussianAugmentation, JpegCompression
-from dioptra_assets.robustness.inversion import INVERSIONS, ModelInversion
+from dioptra_assets.robustness.inversion.miface import INVERSIONS, ModelInversion
 from dioptra_assets.robustness.poisoning import (
     POISONINGS,
     AdversarialEmbedding,

@@ -13,7 +13,7 @@ from dioptra_assets.robustness.defences import SpatialSmoothing
 from dioptra_assets.robustness.defences.adaptive import defended_model
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.inversion import ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
 from dioptra_assets.robustness.kept import KeptModels, Loaded, parameter_bytes
 from tests.robustness.attacks.conftest import linear_model
 

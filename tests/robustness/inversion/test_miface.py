@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dioptra_assets.robustness import inversion
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.inversion import (
+from dioptra_assets.robustness.inversion import miface
+from dioptra_assets.robustness.inversion.miface import (
     INVERTED_COLUMNS,
     ModelInversion,
     _compiled_miface,
     invert,
     parse_inversion,
 )
-from dioptra_assets.robustness.inversion_scores import inversion_table, structural_similarity, training_means
+from dioptra_assets.robustness.inversion.scores import inversion_table, structural_similarity, training_means
 from tests.robustness.attacks.conftest import DIGITS, conv_model, dense_model, digits, linear_model
 
 __all__ = ["conv_model", "dense_model", "digits"]  # fixtures
@@ -163,7 +163,7 @@ def test_the_descent_can_start_from_the_mean_of_the_training_set(dense_model: An
 def test_configs_of_a_sweep_compile_once(dense_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inverted(dense_model, ModelInversion(max_iter=3))
     compiles: list[Any] = []
-    monkeypatch.setattr(inversion, "_compiled_miface", lambda *of: compiles.append(of) or _compiled_miface(*of))
+    monkeypatch.setattr(miface, "_compiled_miface", lambda *of: compiles.append(of) or _compiled_miface(*of))
     inverted(dense_model, ModelInversion(max_iter=4, window_length=2, threshold=0.5, learning_rate=1.0, start="grey"))
     assert not compiles
 
@@ -301,7 +301,7 @@ def test_ssim_of_flat_images_is_their_luminance_term_also_where_the_window_does_
 JAX = """
 import sys, numpy as np
 from tests.robustness.attacks.conftest import linear_model
-from dioptra_assets.robustness.inversion import ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
 model = linear_model(np.random.default_rng(0).normal(size=(16, 3)))
 images = invert(ModelInversion(max_iter=30, threshold=0.9), model, image_shape=(4, 4, 1), class_names="abc", seed=0)
 np.savez(sys.argv[1], pixels=images.pixels, **images.index[["confidence", "iterations"]])
