@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
-from dioptra_assets.robustness.kept import Loaded
+from dioptra_assets.robustness.model_cache import Loaded
 from dioptra_assets.robustness.model_files.files import load_model, save_model, weights_digest
 from resources.store import Cell, CellStore, StoredCell
 from resources.tables import from_parquet, to_parquet

@@ -141,9 +141,9 @@ def _in_use() -> int:
     """
     import psutil
 
-    from dioptra_assets.robustness import kept
+    from dioptra_assets.robustness import model_cache
 
-    resident, models = psutil.Process().memory_info().rss, kept.held_bytes()
+    resident, models = psutil.Process().memory_info().rss, model_cache.held_bytes()
     if _Resident.first is None:
         _Resident.first = max(0, resident - models)
     return min(resident, _Resident.first + models)

@@ -15,7 +15,7 @@ import numpy as np
 from dioptra_assets.robustness.attacks import compiled
 from dioptra_assets.robustness.attacks.art_starts import Starts
 from dioptra_assets.robustness.attacks.base import AttackInput, PerturbBatch, Perturbed
-from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.model_cache import made_of
 
 
 def prepare(model: Any, class_count: int, make_attack: Callable[[Any], Any]) -> PerturbBatch:

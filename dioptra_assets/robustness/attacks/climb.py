@@ -13,7 +13,7 @@ from dioptra_assets.robustness.attacks import compiled
 from dioptra_assets.robustness.attacks.base import AttackInput
 from dioptra_assets.robustness.attacks.losses import Loss, loss_of
 from dioptra_assets.robustness.attacks.search import GRAIN
-from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.model_cache import made_of
 
 BallNorm = Literal["inf", 2]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.model_cache import made_of
 
 Norm = Literal["inf", 1, 2]
 Tensor = Any  # tf.Tensor or jax.Array, as the backend of Keras has it

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from dioptra_assets.robustness.attacks import art_engine, compiled
 from dioptra_assets.robustness.attacks.base import Attack, AttackInput, PerturbBatch, Perturbed, ThreatModel
 from dioptra_assets.robustness.attacks.losses import Loss, LossField, check_loss, loss_of
-from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.model_cache import made_of
 
 MOST_LEVELS = 1000
 

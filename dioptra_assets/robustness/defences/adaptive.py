@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dioptra_assets.robustness.defences.base import AddsNoise, Defence
-from dioptra_assets.robustness.kept import made_of
+from dioptra_assets.robustness.model_cache import made_of
 from dioptra_assets.robustness.seeds import derive_seed
 
 DEFAULT_EOT_SAMPLES = 10

@@ -8,8 +8,8 @@ import pandas as pd
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import DEFAULT_BATCH_SIZE, ImageBatch, ImageSet
-from dioptra_assets.robustness.kept import made_of
 from dioptra_assets.robustness.memory import rows_that_fit
+from dioptra_assets.robustness.model_cache import made_of
 
 # Above this many classes a row of probabilities costs more than everything else in the table together.
 MAX_PROBABILITY_CLASSES = 100

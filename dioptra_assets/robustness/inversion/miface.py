@@ -17,8 +17,8 @@ from dioptra_assets.robustness.attacks.base import ThreatModel
 from dioptra_assets.robustness.attacks.base import _check_model as check_model
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.kept import made_of
 from dioptra_assets.robustness.memory import MOST_AT_ONCE, rows_that_fit
+from dioptra_assets.robustness.model_cache import made_of
 
 STOP_REASONS = ("max_iter", "threshold", "window")
 

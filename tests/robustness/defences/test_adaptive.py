@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dioptra_assets.robustness import kept
+from dioptra_assets.robustness import model_cache
 from dioptra_assets.robustness.attacks import FastGradientMethod, compiled, perturb_set
 from dioptra_assets.robustness.data.digits import DigitsSource
 from dioptra_assets.robustness.defences import (
@@ -215,7 +215,7 @@ def test_adaptive_attacks_repeat_to_the_byte_in_any_batch(defence: Defence, mode
     images = digits.to_numpy()[0]
     first = fgm(defended_model(model, defence, 3), digits, images, EPS)
     # A model equal in all but name is compiled anew.
-    kept._models.forget()
+    model_cache._models.forget()
     assert fgm(defended_model(model, defence, 3), digits, images, EPS).tobytes() == first.tobytes()
     np.testing.assert_allclose(
         fgm(defended_model(model, defence, 3), digits, images, EPS, batch_size=50), first, rtol=0, atol=1e-6

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dioptra_assets.robustness import kept
+from dioptra_assets.robustness import model_cache
 from dioptra_assets.robustness.attacks import parse_attack, perturb_set
 from dioptra_assets.robustness.defences import SpatialSmoothing
 from dioptra_assets.robustness.defences.adaptive import defended_model
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
-from dioptra_assets.robustness.kept import KeptModels, Loaded, parameter_bytes
+from dioptra_assets.robustness.model_cache import KeptModels, Loaded, parameter_bytes
 from tests.robustness.attacks.conftest import linear_model
 
 CLASSES = ("a", "b", "c")
@@ -34,7 +34,7 @@ class Model:
 def models(monkeypatch: pytest.MonkeyPatch) -> KeptModels:
     """The models that this process keeps, none yet."""
     found = KeptModels()
-    monkeypatch.setattr(kept, "_models", found)
+    monkeypatch.setattr(model_cache, "_models", found)
     return found
 
 
@@ -65,11 +65,11 @@ def test_large_models_make_room_and_the_last_two_stay(models: KeptModels) -> Non
 
 def test_there_is_an_end_to_the_number_of_models(models: KeptModels) -> None:
     calls([1000] * 400, [*range(400)])
-    assert 200 < len(models) <= kept.KEEP_BYTES // kept.OVERHEAD_BYTES
+    assert 200 < len(models) <= model_cache.KEEP_BYTES // model_cache.OVERHEAD_BYTES
 
 
 def test_what_was_made_of_a_model_counts_and_has_an_end() -> None:
-    models = KeptModels(20 * kept.OVERHEAD_BYTES)
+    models = KeptModels(20 * model_cache.OVERHEAD_BYTES)
     first, second, third = Model(2), Model(2), Model(2)
     made = [models.of(first, number, lambda number=number: [number]) for number in range(40)]
     assert models.of(first, 39, list) is made[39], "the last are kept"
@@ -96,7 +96,7 @@ def test_what_has_no_weights_takes_nothing() -> None:
 
 def test_ten_models_under_attack_with_a_budget_of_two_leave_two(monkeypatch: pytest.MonkeyPatch) -> None:
     models = KeptModels(0)
-    monkeypatch.setattr(kept, "_models", models)
+    monkeypatch.setattr(model_cache, "_models", models)
     generator = np.random.default_rng(0)
     images = ImageSet.from_arrays(generator.random((3, 4, 4, 1), np.float32), [0, 1, 2], CLASSES)
     attacks = [
