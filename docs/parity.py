@@ -4,12 +4,12 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from dioptra_assets.entry_points import ENTRY_POINTS, EntryPoint, Parameter, parameters_table
+from dioptra_assets.entry_points.table import ENTRY_POINTS, EntryPoint, Parameter, parameters_table
 from partitions.keys import key_text
 
 PAGE = Path(__file__).parent / "reference" / "entry-points.md"
 # Why the test of the pages does not run the calls.
-NOT_RUN = "trains or attacks; tests/test_jobs.py runs every entry point with every parameter"
+NOT_RUN = "trains or attacks; tests/entry_points/test_job.py runs every entry point with every parameter"
 # Values for the calls, of parameters without a default to show.
 EXAMPLES = {
     "model_name": "workbench_le_net",

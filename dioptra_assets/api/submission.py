@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from dioptra_assets.entry_points import config_of, parse_kwargs, parse_parameters, unused
+from dioptra_assets.entry_points.table import config_of, parse_kwargs, parse_parameters, unused
 from dioptra_assets.runs.origin import LOCATION
 from resources import settings
 from resources.imports import loading
@@ -104,7 +104,7 @@ def get_job_by_id(job_id: str) -> Job:
 
 
 def _job(job_id: str, status: str, tags: dict[str, str]) -> Job:
-    from dioptra_assets.jobs import CELL_TAG, ENTRY_POINT_TAG, MLFLOW_RUN_TAG
+    from dioptra_assets.entry_points.job import CELL_TAG, ENTRY_POINT_TAG, MLFLOW_RUN_TAG
 
     return Job(
         job_id,
@@ -125,7 +125,7 @@ class ServerError(RuntimeError):
 
 
 def _run_config(config: dict[str, Any]) -> dict[str, Any]:
-    from dioptra_assets.jobs import OP
+    from dioptra_assets.entry_points.job import OP
 
     return {"ops": {OP: {"config": config}}}
 
@@ -133,7 +133,7 @@ def _run_config(config: dict[str, Any]) -> dict[str, Any]:
 def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
     with loading():
         from dioptra_assets.definitions import defs
-        from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
+        from dioptra_assets.entry_points.job import ENTRY_POINT_TAG, JOB
         from dioptra_assets.runs.launch import QUIET, failure_reason, leading
         from dioptra_assets.runs.orphans import leader
 
@@ -185,7 +185,7 @@ def _reason(error: Exception) -> str:
 
 
 def _submitted(server: str, entry_point: str, config: dict[str, Any]) -> Job:
-    from dioptra_assets.jobs import ENTRY_POINT_TAG, JOB
+    from dioptra_assets.entry_points.job import ENTRY_POINT_TAG, JOB
 
     try:
         job_id = _graphql(server).submit_job_execution(

@@ -317,7 +317,7 @@ def run_entry_point(
 ) -> None:
     """Run one entry point in the workbench; parameters that do not exist are refused with those that do."""
     from dioptra_assets.api.submission import ServerError, submit_job
-    from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, entry_point
+    from dioptra_assets.entry_points.table import ENTRY_POINTS, EntryPointError, entry_point
 
     if name is None:
         table = Table("entry point", "what it does", title="dioptra-assets run ENTRY_POINT [-P name=value ...]")
@@ -361,7 +361,7 @@ def show_job(job_id: Annotated[str, typer.Argument(metavar="ID", help="As `run` 
 
 
 def _explain(name: str) -> None:
-    from dioptra_assets.entry_points import ENTRY_POINTS, parameters_table
+    from dioptra_assets.entry_points.table import ENTRY_POINTS, parameters_table
 
     console.print(f"{name}: {ENTRY_POINTS[name].help}", markup=False)
     for parameter, kind, bounds, default, meaning in parameters_table(name):

@@ -15,14 +15,14 @@ import dioptra_assets as da
 from dioptra_assets.assets.keyed_configs import keep_config
 from dioptra_assets.command_line import app
 from dioptra_assets.definitions import defs
-from dioptra_assets.entry_points import ENTRY_POINTS, EntryPointError, parse_kwargs, parse_parameters, unused
-from dioptra_assets.jobs import JOB, OP, plan
+from dioptra_assets.entry_points.job import JOB, OP, plan
+from dioptra_assets.entry_points.table import ENTRY_POINTS, EntryPointError, parse_kwargs, parse_parameters, unused
 from partitions.dynamic_keys import is_short
 from partitions.image_sets import set_document, set_key, set_of
 from resources.store import CellStore
 from resources.tracking.resource import Tracking
 from tests.conftest import ROOT, SETTINGS
-from tests.test_entry_points import DEMOS
+from tests.entry_points.test_table import DEMOS
 
 # What the demos' documents list, with values; RUN, MODEL and the like come from jobs before.
 COMMON = {

@@ -12,7 +12,7 @@ import dagster as dg
 
 from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.assets.keyed_configs import KEYED_CONFIG, keep_config
-from dioptra_assets.entry_points import (
+from dioptra_assets.entry_points.table import (
     ENTRY_POINTS,
     EntryPointError,
     Target,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dioptra_assets.entry_points import (
+from dioptra_assets.entry_points.table import (
     ENTRY_POINTS,
     EntryPointError,
     Target,
@@ -355,7 +355,7 @@ def test_the_parity_page_is_the_one_the_table_gives():
 
 
 def test_neither_dagster_nor_tensorflow_is_imported():
-    code = "import sys, dioptra_assets.entry_points as e; e.parameters_table('fgm')\n"
+    code = "import sys, dioptra_assets.entry_points.table as e; e.parameters_table('fgm')\n"
     code += "print({'dagster', 'tensorflow', 'keras', 'art', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
