@@ -35,7 +35,7 @@ def verify(
     ] = False,
 ) -> None:
     """Read every byte of the store and compare it with the manifests; ends with 1 where anything is not as written."""
-    from dioptra_assets import housekeeping
+    from dioptra_assets.housekeeping import store as housekeeping
     from resources.store import CellStore
 
     store = CellStore(settings.store_url())
@@ -62,7 +62,7 @@ def export_archive(
     experiment: Name, target: Annotated[Path, typer.Argument(help="The file to write, e.g. digits.tar.")]
 ) -> None:
     """Write all stored cells of an experiment to one file, which `import` takes into another store."""
-    from dioptra_assets.archive import ArchiveError, export_experiment
+    from dioptra_assets.housekeeping.archive import ArchiveError, export_experiment
     from resources.store import CellStore
 
     try:
@@ -81,7 +81,7 @@ def import_archive(
     replace: Annotated[bool, typer.Option(help="Serve its cells where this store has others.")] = False,
 ) -> None:
     """Take an exported experiment into this store. All is checked first; where anything is wrong nothing is taken."""
-    from dioptra_assets.archive import ArchiveError, import_experiment
+    from dioptra_assets.housekeeping.archive import ArchiveError, import_experiment
     from resources.store import CellStore
 
     try:
@@ -101,8 +101,8 @@ def clean(
     import dagster as dg
     from dagster._core.instance.ref import InstanceRef
 
-    from dioptra_assets import housekeeping
     from dioptra_assets.definitions import defs
+    from dioptra_assets.housekeeping import store as housekeeping
     from dioptra_assets.runs.launch import UnknownExperimentError
     from resources.store import CellStore
     from resources.tracking.resource import Tracking, TrackingUnavailable
@@ -154,7 +154,7 @@ def backup_home(
 
     The copy is a home: DAGSTER_HOME set to it, or its content put back, restores everything.
     """
-    from dioptra_assets.housekeeping import BackupError, backup
+    from dioptra_assets.housekeeping.store import BackupError, backup
     from resources.store import CellStore
 
     try:

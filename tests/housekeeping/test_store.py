@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from dioptra_assets import archive, housekeeping
-from dioptra_assets.archive import ArchiveError, export_experiment, import_experiment
 from dioptra_assets.command_line import app
+from dioptra_assets.housekeeping import archive
+from dioptra_assets.housekeeping import store as housekeeping
+from dioptra_assets.housekeeping.archive import ArchiveError, export_experiment, import_experiment
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.runs.launch import Launched, materialize_experiment
 from resources import store as cells
@@ -25,7 +26,7 @@ from resources.store import Cell, CellStore, sha256
 from resources.tables import read_table, write_table
 from tests.conftest import Lab
 
-FROZEN = Path(__file__).parent / "resources" / "format_1"
+FROZEN = Path(__file__).parent.parent / "resources" / "format_1"
 CONFIG = Cell("digits/attack_config", {"attack": "fgm@eps=0.3"})
 TABLE = Cell("digits/evasion_metrics", {"architecture": "le_net", "attack": "fgm_0.3"})
 SET = Cell("digits/testing_set")
