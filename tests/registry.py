@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dioptra_assets import sensors
+from dioptra_assets.automation import sensors
 from dioptra_assets.definitions import resource_definitions
 from dioptra_assets.registered_versions.verdicts import Verdict, events_of, verdicts_of
 from dioptra_assets.robustness.model_files import trial
