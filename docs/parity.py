@@ -4,7 +4,9 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from dioptra_assets.entry_points.table import ENTRY_POINTS, EntryPoint, Parameter, parameters_table
+from dioptra_assets.entry_points.demos import ENTRY_POINTS
+from dioptra_assets.entry_points.help import parameters_table
+from dioptra_assets.entry_points.model import EntryPoint, Parameter
 from partitions.keys import key_text
 
 PAGE = Path(__file__).parent / "reference" / "entry-points.md"
@@ -80,7 +82,7 @@ def _section(entry: EntryPoint, names: list[str]) -> str:
     refused = [f"`{name}` is refused: {why}" for name, why in entry.not_taken.items() if "=" not in name]
     rows = [
         f"| `{row.name}` | {_place(entry.parameters[row.name])} | {row.bounds or row.type} | {row.default or '–'} |"
-        for row in parameters_table(entry.name)
+        for row in parameters_table(entry)
         if entry.parameters[row.name].demo
     ]
     return "\n".join(

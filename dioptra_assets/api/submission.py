@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from dioptra_assets.entry_points.table import config_of, parse_kwargs, parse_parameters, unused
+from dioptra_assets.entry_points import demos
+from dioptra_assets.entry_points.parsing import config_of, parse_kwargs, parse_parameters, unused
 from dioptra_assets.runs.origin import LOCATION
 from resources import settings
 from resources.imports import loading
@@ -83,13 +84,13 @@ def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str |
         EntryPointError: for an unknown entry point, and unknown or ill-typed parameters, with the list of the allowed.
         ServerError: where the server refused the job or did not answer.
     """
-    parameters = parse_kwargs(entry_point_kwargs)
-    config_of(entry_point, parse_parameters(entry_point, parameters), model="model")
+    entry, parameters = demos.entry_point(entry_point), parse_kwargs(entry_point_kwargs)
+    config_of(entry, parse_parameters(entry, parameters), model="model")
     waits = [depends_on] if isinstance(depends_on, str) else list(depends_on or ())
     config = {"entry_point": entry_point, "parameters": parameters, "depends_on": waits}
     server = _server()
     job = _submitted(server, entry_point, config) if server else _run_here(entry_point, config)
-    return replace(job, unused=tuple(unused(entry_point, parameters)))
+    return replace(job, unused=tuple(unused(entry, parameters)))
 
 
 def get_job_by_id(job_id: str) -> Job:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 from dioptra_assets.command_line import completion, housekeeping
 from dioptra_assets.command_line.display import showing
 from resources import settings
+
+if TYPE_CHECKING:
+    from dioptra_assets.entry_points.model import EntryPoint
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
@@ -317,7 +320,8 @@ def run_entry_point(
 ) -> None:
     """Run one entry point in the workbench; parameters that do not exist are refused with those that do."""
     from dioptra_assets.api.submission import ServerError, submit_job
-    from dioptra_assets.entry_points.table import ENTRY_POINTS, EntryPointError, entry_point
+    from dioptra_assets.entry_points.demos import ENTRY_POINTS, entry_point
+    from dioptra_assets.entry_points.model import EntryPointError
 
     if name is None:
         table = Table("entry point", "what it does", title="dioptra-assets run ENTRY_POINT [-P name=value ...]")
@@ -327,7 +331,7 @@ def run_entry_point(
         return
     try:
         if help_wanted:
-            _explain(entry_point(name).name)
+            _explain(entry_point(name))
             return
         with showing(console):
             job = submit_job(name, " ".join(f"-P {shlex.quote(one)}" for one in parameter or ()), depends_on)
@@ -360,11 +364,11 @@ def show_job(job_id: Annotated[str, typer.Argument(metavar="ID", help="As `run` 
             console.print(f"{what}: {value}", soft_wrap=True, markup=False)
 
 
-def _explain(name: str) -> None:
-    from dioptra_assets.entry_points.table import ENTRY_POINTS, parameters_table
+def _explain(entry: "EntryPoint") -> None:
+    from dioptra_assets.entry_points.help import parameters_table
 
-    console.print(f"{name}: {ENTRY_POINTS[name].help}", markup=False)
-    for parameter, kind, bounds, default, meaning in parameters_table(name):
+    console.print(f"{entry.name}: {entry.help}", markup=False)
+    for parameter, kind, bounds, default, meaning in parameters_table(entry):
         facts = [kind, bounds, f"default {default}" if default else ""]
         console.print(f"\n-P [bold]{escape(parameter)}[/bold]  {escape(', '.join(filter(None, facts)))}")
         console.print(Padding(escape(meaning), (0, 0, 0, 4)))

@@ -38,17 +38,18 @@ def cells(context: typer.Context, incomplete: str) -> list[str]:
 
 def entry_points(incomplete: str) -> list[str]:
     """The entry points."""
-    from dioptra_assets.entry_points.table import ENTRY_POINTS
+    from dioptra_assets.entry_points.demos import ENTRY_POINTS
 
     return _fitting(ENTRY_POINTS, incomplete)
 
 
 def parameters(context: typer.Context, incomplete: str) -> list[str]:
     """The parameters of the entry point that was typed, each with `=`."""
-    from dioptra_assets.entry_points.table import ENTRY_POINTS, parameters_table
+    from dioptra_assets.entry_points.demos import ENTRY_POINTS
+    from dioptra_assets.entry_points.help import parameters_table
 
-    name = str(context.params.get("name"))
-    return _fitting((f"{row[0]}=" for row in parameters_table(name)), incomplete) if name in ENTRY_POINTS else []
+    entry = ENTRY_POINTS.get(str(context.params.get("name")))
+    return _fitting((f"{row.name}=" for row in parameters_table(entry)), incomplete) if entry else []
 
 
 def _files() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Celery workers of this machine: one a GPU, each of which sees that GPU alone: `python -m resources.executors.workers`."""
+"""Celery workers of this machine, one per GPU, which sees that GPU alone: `python -m resources.executors.workers`."""
 
 import os
 import signal

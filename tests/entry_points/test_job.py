@@ -15,8 +15,11 @@ import dioptra_assets as da
 from dioptra_assets.assets.keyed_configs import keep_config
 from dioptra_assets.command_line import app
 from dioptra_assets.definitions import defs
-from dioptra_assets.entry_points.job import JOB, OP, plan
-from dioptra_assets.entry_points.table import ENTRY_POINTS, EntryPointError, parse_kwargs, parse_parameters, unused
+from dioptra_assets.entry_points.demos import ENTRY_POINTS
+from dioptra_assets.entry_points.job import JOB, OP
+from dioptra_assets.entry_points.model import EntryPointError
+from dioptra_assets.entry_points.parsing import parse_kwargs, parse_parameters, unused
+from dioptra_assets.entry_points.plan import plan
 from partitions.dynamic_keys import is_short
 from partitions.image_sets import set_document, set_key, set_of
 from resources.store import CellStore
@@ -171,7 +174,9 @@ def test_a_config_that_fits_no_key_is_run_kept_shown_and_run_again(workbench: Pa
 def test_a_key_whose_config_was_altered_is_refused(workbench: Path):
     given = documented("gen_poison_model")
     store = CellStore(str(workbench / "store"))
-    step, *_ = plan("gen_poison_model", parse_parameters("gen_poison_model", given), store, TRACKING)
+    step, *_ = plan(
+        ENTRY_POINTS["gen_poison_model"], parse_parameters(ENTRY_POINTS["gen_poison_model"], given), store, TRACKING
+    )
     assert step.asset == "keyed_config" and step.kept is not None
     key = step.partition["config_key"]
     keep_config(store, "workbench", key, {**step.kept, "target_class": 2})
@@ -193,7 +198,7 @@ def test_the_launchpad_takes_the_parameters_that_the_demos_document():
     for name in ENTRY_POINTS:
         given = documented(name, **{one: run[one] for one in run if one in DEMOS[name].split()})
         assert dg.validate_run_config(job, {"ops": {OP: {"config": {"entry_point": name, "parameters": given}}}})
-        assert set(parse_parameters(name, given))
+        assert set(parse_parameters(ENTRY_POINTS[name], given))
     with pytest.raises(dg.DagsterInvalidConfigError):
         dg.validate_run_config(job, {"ops": {OP: {"config": {"entry_point": "fgn"}}}})
 
@@ -210,7 +215,9 @@ def test_an_entry_point_names_the_assets_that_it_makes(name: str, tmp_path: Path
         calls.append([*entry.example, "model_architecture=le_net"])
     made: set[str] = set()
     for given in calls:
-        steps = plan(name, parse_parameters(name, given), CellStore(str(tmp_path)), TRACKING)
+        steps = plan(
+            ENTRY_POINTS[name], parse_parameters(ENTRY_POINTS[name], given), CellStore(str(tmp_path)), TRACKING
+        )
         assert next(step.asset for step in steps if step.main) in entry.assets
         made |= {step.asset for step in steps}
     inputs = {"training_set", "testing_set", "model", "clean_predictions"}
@@ -219,14 +226,14 @@ def test_an_entry_point_names_the_assets_that_it_makes(name: str, tmp_path: Path
 
 def test_a_set_behind_a_defence_is_named_as_it_is_stored(tmp_path: Path):
     given = ["model_architecture=le_net", "asset=defended_set", "defence=jpeg_compression@quality=50"]
-    values = parse_parameters("infer", [*given, "image_set=adversarial_set--le_net--fgm@eps=0.3"])
-    key = plan("infer", values, CellStore(str(tmp_path)), TRACKING)[-1].partition["image_set"]
+    values = parse_parameters(ENTRY_POINTS["infer"], [*given, "image_set=adversarial_set--le_net--fgm@eps=0.3"])
+    key = plan(ENTRY_POINTS["infer"], values, CellStore(str(tmp_path)), TRACKING)[-1].partition["image_set"]
     assert set_of(key) == (
         "defended_set",
         {"defence": "jpeg_compression@quality=50", "image_set": "adversarial_set--le_net--fgm@eps=0.3"},
     )
     with pytest.raises(EntryPointError, match=r"parameter 'asset': 'defended_set/jpeg' is not allowed, it must be"):
-        parse_parameters("infer", [*given[:1], "asset=defended_set/jpeg"])
+        parse_parameters(ENTRY_POINTS["infer"], [*given[:1], "asset=defended_set/jpeg"])
 
 
 def test_a_set_of_a_long_name_has_a_short_key(tmp_path: Path):
@@ -235,14 +242,14 @@ def test_a_set_of_a_long_name_has_a_short_key(tmp_path: Path):
     behind = {"defence": "d" * 100, "image_set": set_key("adversarial_set", long)}
     assert is_short(set_key("defended_set", behind))
     values = parse_parameters(
-        "infer",
+        ENTRY_POINTS["infer"],
         [
             "model_architecture=le_net",
             "asset=defended_set",
             *(f"{dimension}={key}" for dimension, key in behind.items()),
         ],
     )
-    kept, *_, last = plan("infer", values, CellStore(str(tmp_path)), TRACKING)
+    kept, *_, last = plan(ENTRY_POINTS["infer"], values, CellStore(str(tmp_path)), TRACKING)
     assert kept.asset == "keyed_config"
     assert kept.kept == set_document("defended_set", behind)
     assert last.partition["image_set"] == kept.partition["config_key"]
@@ -257,8 +264,11 @@ def test_what_is_accepted_and_not_needed_is_said():
         "data_dir=/nfs",
         "image_size=28,28,1",
     ]
-    assert parse_parameters("gen_poison_clean_data", given) == {"model_architecture": "le_net", "target_class": 1}
-    said = unused("gen_poison_clean_data", given)
+    assert parse_parameters(ENTRY_POINTS["gen_poison_clean_data"], given) == {
+        "model_architecture": "le_net",
+        "target_class": 1,
+    }
+    said = unused(ENTRY_POINTS["gen_poison_clean_data"], given)
     assert [sentence.partition(" is not used: ")[0] for sentence in said] == given[2:]
     assert all(sentence.endswith(".") for sentence in said)
 
@@ -281,7 +291,7 @@ def test_what_is_accepted_and_not_needed_is_said():
 )
 def test_what_would_change_the_result_and_is_not_done_is_refused(name: str, given: list[str], message: str):
     with pytest.raises(EntryPointError) as caught:
-        parse_parameters(name, given)
+        parse_parameters(ENTRY_POINTS[name], given)
     assert str(caught.value).startswith(message)
 
 

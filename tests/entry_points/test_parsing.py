@@ -4,16 +4,10 @@ from typing import Any
 
 import pytest
 
-from dioptra_assets.entry_points.table import (
-    ENTRY_POINTS,
-    EntryPointError,
-    Target,
-    config_of,
-    parameters_table,
-    parse_kwargs,
-    parse_parameters,
-    target_of,
-)
+from dioptra_assets.entry_points.demos import ENTRY_POINTS
+from dioptra_assets.entry_points.help import parameters_table
+from dioptra_assets.entry_points.model import EntryPointError, Target
+from dioptra_assets.entry_points.parsing import config_of, parse_kwargs, parse_parameters, target_of
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import GaussianAugmentation, JpegCompression, SpatialSmoothing
 from dioptra_assets.robustness.inversion.miface import ModelInversion
@@ -53,11 +47,11 @@ DEMOS = {
 
 
 def configs(name: str, kwargs: str) -> dict[str, Any]:
-    return config_of(name, parse_parameters(name, kwargs.split()))
+    return config_of(ENTRY_POINTS[name], parse_parameters(ENTRY_POINTS[name], kwargs.split()))
 
 
 def target(name: str, kwargs: str) -> Target:
-    return target_of(name, parse_parameters(name, kwargs.split()))
+    return target_of(ENTRY_POINTS[name], parse_parameters(ENTRY_POINTS[name], kwargs.split()))
 
 
 def test_every_entry_point_and_parameter_of_the_demos_is_taken_or_said_to_change_nothing():
@@ -168,9 +162,12 @@ def test_the_demos_parameters_become_typed_configs(name: str, kwargs: str, expec
 
 
 def test_a_registered_proxy_model_is_named_once_it_was_looked_up():
-    values = parse_parameters("gen_poison_clean_data", ["model=mnist_le_net/2", "target_class=3"])
-    assert config_of("gen_poison_clean_data", values)["poisoning"].proxy_architecture is None
-    assert config_of("gen_poison_clean_data", values, model="le_net")["poisoning"].proxy_architecture == "le_net"
+    values = parse_parameters(ENTRY_POINTS["gen_poison_clean_data"], ["model=mnist_le_net/2", "target_class=3"])
+    assert config_of(ENTRY_POINTS["gen_poison_clean_data"], values)["poisoning"].proxy_architecture is None
+    assert (
+        config_of(ENTRY_POINTS["gen_poison_clean_data"], values, model="le_net")["poisoning"].proxy_architecture
+        == "le_net"
+    )
 
 
 @pytest.mark.parametrize(
@@ -283,7 +280,7 @@ def test_parameters_name_the_cell_and_the_model_worked_on(name: str, kwargs: str
 )
 def test_a_wrong_parameter_is_refused_in_one_sentence(name: str, kwargs: str, message: str):
     with pytest.raises(EntryPointError) as caught:
-        parse_parameters(name, kwargs.split())
+        parse_parameters(ENTRY_POINTS[name], kwargs.split())
     assert str(caught.value).startswith(message)
 
 
@@ -326,13 +323,17 @@ def test_other_kwargs_are_refused(text: str):
 
 
 def test_the_table_of_parameters_says_what_the_config_says():
-    rows = {row.name: row for row in parameters_table("fgm")}
+    rows = {row.name: row for row in parameters_table(ENTRY_POINTS["fgm"])}
     eps = FastGradientMethod.model_fields["eps"]
     assert rows["eps"] == ("eps", "number", "above 0", "0.3", eps.description)
     assert rows["norm"][1:4] == ("string or integer", "inf, 1, 2", "inf")
     assert rows["seed"][1:4] == ("integer", "at least 0", "")
-    assert {row.name: row.default for row in parameters_table("gen_poison_test_data")}["target_class"] == "required"
-    assert all(row.help and "\n" not in row.help for name in ENTRY_POINTS for row in parameters_table(name))
+    assert {row.name: row.default for row in parameters_table(ENTRY_POINTS["gen_poison_test_data"])}[
+        "target_class"
+    ] == "required"
+    assert all(
+        row.help and "\n" not in row.help for name in ENTRY_POINTS for row in parameters_table(ENTRY_POINTS[name])
+    )
 
 
 def test_a_default_beside_the_config_stands_only_where_the_entry_point_needs_one():
@@ -346,8 +347,10 @@ def test_a_default_beside_the_config_stands_only_where_the_entry_point_needs_one
 def test_the_call_of_the_parity_page_is_one_that_is_taken(name: str):
     given = parity.call(ENTRY_POINTS[name])
     assert all(item.partition("=")[2] for item in given)
-    assert set(parse_parameters(name, given)) == {item.partition("=")[0] for item in given}
-    assert set(config_of(name, parse_parameters(name, given), model="le_net")) == set(ENTRY_POINTS[name].configs)
+    assert set(parse_parameters(ENTRY_POINTS[name], given)) == {item.partition("=")[0] for item in given}
+    assert set(config_of(ENTRY_POINTS[name], parse_parameters(ENTRY_POINTS[name], given), model="le_net")) == set(
+        ENTRY_POINTS[name].configs
+    )
 
 
 def test_the_parity_page_is_the_one_the_table_gives():
@@ -355,7 +358,7 @@ def test_the_parity_page_is_the_one_the_table_gives():
 
 
 def test_neither_dagster_nor_tensorflow_is_imported():
-    code = "import sys, dioptra_assets.entry_points.table as e; e.parameters_table('fgm')\n"
+    code = "import sys\nfrom dioptra_assets.entry_points import demos, help\nhelp.parameters_table(demos.entry_point('fgm'))\n"
     code += "print({'dagster', 'tensorflow', 'keras', 'art', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
