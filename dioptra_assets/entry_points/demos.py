@@ -2,6 +2,8 @@
 
 Types, bounds, defaults and help of a parameter are those of the config field it sets. Beside the demos' parameters an
 entry point takes every other field of its configs, under the field's own name (`engine`, `trigger.size`).
+
+Why: docs/decisions/0016-an-entry-point-is-one-row.md
 """
 
 from collections.abc import Iterator, Mapping
