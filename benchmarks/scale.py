@@ -185,8 +185,7 @@ def write_project(folder: Path, architectures: int, attacks: int) -> None:
 
 def planned(definitions: Any, instance: Any, store: Any) -> int:
     """Ask of every cell whether it is missing or stale, as `materialize` does, and compute none."""
-    from dagster._core.definitions.partitions.context import partition_loading_context
-
+    from dioptra_assets.dagster_internals import partition_loading_context
     from dioptra_assets.runs.launch import cells_of, to_compute
 
     graph, count = definitions.resolve_asset_graph(), 0
@@ -257,7 +256,8 @@ def _keys(definitions: Any, asset: str) -> list[str]:
 def _whole(definitions: Any, asset: str, instance: Any) -> int:
     """Every cell of an asset in one run."""
     import dagster as dg
-    from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+    from dioptra_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
     key = dg.AssetKey([NAME, asset])
     partitioned = definitions.resolve_asset_graph().get(key).partitions_def

@@ -39,7 +39,7 @@ def _owner(owner: str) -> str:
 
 
 def _cron(schedule: str) -> str:
-    from dagster._utils.schedules import is_valid_cron_schedule
+    from dioptra_assets.dagster_internals import is_valid_cron_schedule
 
     if schedule and not is_valid_cron_schedule(schedule):
         raise ValueError(

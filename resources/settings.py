@@ -68,8 +68,8 @@ def instance() -> "Iterator[DagsterInstance]":
     A home without a `dagster.yaml` gets the project's, so that every way to run cells finds the same settings there.
     """
     from dagster import DagsterInstance
-    from dagster._core.instance.ref import InstanceRef
 
+    from dioptra_assets.dagster_internals import InstanceRef
     from resources.sqlite import with_kept_connections
 
     folder, settings = home(), instance_settings()

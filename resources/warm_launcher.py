@@ -17,16 +17,22 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import psutil
-from dagster._core.launcher import RunLauncher
-from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, WorkerStatus
-from dagster._core.storage.tags import HIDDEN_TAG_PREFIX
-from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import ConfigurableClass
-from dagster._serdes.config_class import ConfigurableClassData
+
+from dioptra_assets.dagster_internals import (
+    HIDDEN_TAG_PREFIX,
+    RUN_PROCESS,
+    CheckRunHealthResult,
+    ConfigurableClass,
+    ConfigurableClassData,
+    ExecuteRunArgs,
+    LaunchRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
 
 # The process of a run: host, process id, and when it began, since ids are given again.
 PROCESS_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_process"
-LIBRARIES = ["dagster", "dagster._cli.api", "keras", "mlflow.tracking", "pandas", "scipy.stats", "tensorflow", "zarr"]
+LIBRARIES = ["dagster", RUN_PROCESS, "keras", "mlflow.tracking", "pandas", "scipy.stats", "tensorflow", "zarr"]
 
 
 class WarmRunLauncher(RunLauncher, ConfigurableClass):

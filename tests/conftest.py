@@ -25,19 +25,21 @@ import pytest
 import yaml
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.defs_state.base import _current_storage
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from filelock import FileLock
 
+from dioptra_assets.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    CachingStaleStatusResolver,
+    InstanceRef,
+)
 from dioptra_assets.robustness.training import loop
 from dioptra_assets.runs.launch import Launched, materialize_experiment
 from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
 from resources.store import Cell, CellStore
 from resources.tables import read_table
+from tests.dagster_internals import LoadingContextForTest, _current_storage
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tests copy homes from project to project; whose an experiment is has tests of its own.

@@ -207,7 +207,8 @@ def _definitions(folder: Path) -> Any:
 
 def _instance(folder: Path) -> Any:
     import dagster as dg
-    from dagster._core.instance.ref import InstanceRef
+
+    from dioptra_assets.dagster_internals import InstanceRef
 
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder)))
 
@@ -228,7 +229,8 @@ def _materialize(folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path, asset: str, partitions: tuple[str, ...]) -> bool:
     import dagster as dg
-    from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+    from dioptra_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
     ends = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
     with _instance(folder) as instance:

@@ -9,7 +9,6 @@ from typing import Any
 import dagster as dg
 import nbformat
 import pytest
-from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from nbclient import NotebookClient
 
 from dioptra_assets.assets.boundary import DIMENSIONS
@@ -17,6 +16,7 @@ from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
 from partitions.keys import partition_of
 from tests.conftest import Lab, enter, skeleton
+from tests.dagster_internals import AssetGraph
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 DATA = {"source": "digits", "image_size": [12, 12], "test_fraction": 0.05}

@@ -8,11 +8,11 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
-from dagster._core.definitions.partitions.context import partition_loading_context
 
 from dioptra_assets.assets.boundary import DIMENSIONS, asset_key, dynamic_dimension
 from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench, gated_families, rules_of
 from dioptra_assets.assets.sanity import MODEL_SANITY
+from dioptra_assets.dagster_internals import partition_loading_context
 from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.experiments import ExperimentSpec, branch_of

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
+
+from dioptra_assets.dagster_internals import (
     CODE_VERSION_TAG,
     NULL_EVENT_POINTER,
+    SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION,
     extract_data_version_from_entry,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 NO_FURTHER_EVENT: Mapping[str, Any] = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
-from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
-from dagster._core.storage.tags import RETRY_NUMBER_TAG, ROOT_RUN_ID_TAG
 
 from dioptra_assets.assets.shown import shown
+from dioptra_assets.dagster_internals import (
+    FINISHED_STATUSES,
+    RETRY_NUMBER_TAG,
+    ROOT_RUN_ID_TAG,
+    AssetCheckEvaluationTargetMaterializationData,
+    DagsterSqliteStorage,
+)
 from partitions.experiments import ExperimentSpec
 from resources import settings
 from resources.claims import keep_to_claim

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.store import Cell, DamagedCellError, StoredCell, sha256
 

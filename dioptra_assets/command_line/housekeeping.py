@@ -99,8 +99,8 @@ def clean(
 ) -> None:
     """List, or remove, what nobody needs: cells of removed entries, superseded versions, and old runs."""
     import dagster as dg
-    from dagster._core.instance.ref import InstanceRef
 
+    from dioptra_assets.dagster_internals import InstanceRef
     from dioptra_assets.definitions import defs
     from dioptra_assets.housekeeping import store as housekeeping
     from dioptra_assets.runs.launch import UnknownExperimentError

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dagster._core.definitions.partitions.context import partition_loading_context
-
 from dioptra_assets.broken_experiments import mistakes, refuse_broken
+from dioptra_assets.dagster_internals import partition_loading_context
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import UnknownExperimentError, cells_of, to_compute
 from resources import settings

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from dioptra_assets.registered_versions.verdicts import VERDICT, Verdict, pause
 from partitions.experiments import ExperimentSpec
 from resources import settings

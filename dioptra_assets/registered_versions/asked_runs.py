@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import (
+
+from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.config_assets import ATTACK_CONFIG
+from dioptra_assets.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     HIDDEN_TAG_PREFIX,
 )
-
-from dioptra_assets.assets.boundary import asset_key
-from dioptra_assets.assets.config_assets import ATTACK_CONFIG
 from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK

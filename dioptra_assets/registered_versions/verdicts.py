@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dioptra_assets.assets.boundary import DIMENSIONS, asset_key, partitions_of
 from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.shown import shown
+from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pandas as pd
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from dioptra_assets.assets.boundary import asset_key, dynamic_dimension
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
+from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from dioptra_assets.registered_versions.asked_runs import AskedRuns, Kinds
 from dioptra_assets.registered_versions.judging import gate_bench, held_up, judged, shown_gates
 from dioptra_assets.registered_versions.planning import VERSIONS_PER_RUN, look

@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
+
+from dioptra_assets.dagster_internals import (
     DATA_VERSION_TAG,
     SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
+    partition_loading_context,
 )
-from dagster._core.definitions.partitions.context import partition_loading_context
 
 # Cells named in one query, well below the number of parameters that every database takes; more are read all.
 PAGE = 500

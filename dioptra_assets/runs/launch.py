@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.partitions.context import partition_loading_context
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from dioptra_assets import progress
 from dioptra_assets.assets.boundary import DIMENSIONS, is_dynamic
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID
 from dioptra_assets.broken_experiments import refuse_broken
+from dioptra_assets.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    ReconstructableRepository,
+    partition_loading_context,
+)
 from dioptra_assets.runs.backlog import tell_mlflow
 from dioptra_assets.runs.interrupts import closing, noticed, saying
 from dioptra_assets.runs.origin import MODULE, location_of, of_location

@@ -25,8 +25,11 @@ def of_location(instance: "DagsterInstance", location: str) -> Iterator[None]:
 
     `execute_in_process` and `execute_job` create their run themselves, and take no origin for it.
     """
-    from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
-    from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+    from dioptra_assets.dagster_internals import (
+        SINGLETON_REPOSITORY_NAME,
+        RegisteredCodeLocationOrigin,
+        RemoteRepositoryOrigin,
+    )
 
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), SINGLETON_REPOSITORY_NAME)
 

@@ -11,8 +11,8 @@ import socket
 
 import dagster as dg
 import psutil
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import MAX_RETRIES_TAG
+
+from dioptra_assets.dagster_internals import MAX_RETRIES_TAG, NOT_FINISHED_STATUSES
 
 # Which process leads a run: host, process id, and when it began, since process ids come again. The UI shows no tag of
 # that beginning.

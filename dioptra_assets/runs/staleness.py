@@ -11,23 +11,20 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
+from dagster import DataProvenance, DataVersion
+
+from dioptra_assets.dagster_internals import (
     DEFAULT_DATA_VERSION,
     NULL_DATA_VERSION,
     SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
     CachingStaleStatusResolver,
-    DataProvenance,
-    DataVersion,
+    LoadingContext,
     StaleStatus,
     extract_data_version_from_entry,
-    get_input_event_pointer_tag,
-)
-from dagster._core.definitions.partitions.context import partition_loading_context
-from dagster._core.definitions.partitions.mapping.multi.multi_to_single import (
     get_infer_single_to_multi_dimension_deps_result,
+    get_input_event_pointer_tag,
+    partition_loading_context,
 )
-from dagster._core.loader import LoadingContext
-
 from dioptra_assets.runs.fan_in import PAGE, changed_partitions, changed_since, crowded_inputs, latest_events
 
 Partition = str | None

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dagster._core.execution.compute_logs import redirect_to_file
-from dagster._core.storage import local_compute_log_manager
-from dagster._utils import ensure_file
+from dioptra_assets.dagster_internals import ensure_file, local_compute_log_manager, redirect_to_file
 
 _manager: Any = local_compute_log_manager
 

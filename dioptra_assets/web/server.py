@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from dioptra_assets.dagster_internals import DAEMON
 from dioptra_assets.runs.origin import MODULE, location_of
 
 # What is left of the processes, runs among them, after being asked to end for so long is killed.
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             start("code server", *code_server(code, chosen.module, chosen.working_directory, location))
             _watch(started, until=lambda: _answers(code))
-            start("daemon", "dagster._daemon", "run", "-w", str(workspace))
+            start("daemon", DAEMON, "run", "-w", str(workspace))
             web = ["-h", "127.0.0.1", "-p", str(chosen.port), "-w", str(workspace)]
             start("web server", "dioptra_assets.web.ui", *web, *further)
             return _watch(started, until=lambda: False)

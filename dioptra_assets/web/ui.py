@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dagster._core.workspace.context import WorkspaceRequestContext
 from dagster_webserver import app as dagster_app
 from dagster_webserver.cli import main as serve
 from dagster_webserver.webserver import DagsterWebserver
@@ -31,6 +30,7 @@ from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
 from dioptra_assets.api.submission import TOKEN_VARIABLE
+from dioptra_assets.dagster_internals import WorkspaceRequestContext
 from dioptra_assets.web.guard import Guard, Visitor, token_of
 from resources.executors.engines import SettingError
 from resources.user import USER_TAG, user_name, user_tags

@@ -15,13 +15,12 @@ import dagster as dg
 from celery import Celery
 from celery.exceptions import WorkerLostError
 from celery.result import AsyncResult
-from dagster._core.execution.context.system import PlanOrchestrationContext
-from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.retries import RetryMode
 from dagster_celery.core_execution_loop import core_celery_execution_loop
 from dagster_celery.executor import CELERY_CONFIG, CeleryExecutor, _submit_task
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
+
+from dioptra_assets.dagster_internals import ExecutionPlan, PlanOrchestrationContext, RetryMode
 
 # Workers are asked so often, and given up after so many answers in a row that did not name the task.
 ASK_SECONDS = 5.0

@@ -11,8 +11,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.remote_representation.external_data import RepositorySnap
-from dagster._serdes import serialize_value
+from dagster import serialize_value
 
 from dioptra_assets.assets.pictures import as_text, markdown_table
 from dioptra_assets.assets.retries import try_again_where_the_store_is_away
@@ -21,6 +20,7 @@ from resources import store as cells
 from resources.redacted import as_cause, without_passwords
 from resources.store import CellStore, StoreError, StoreRefusedError
 from resources.tracking.resource import Tracking, TrackingUnavailable, tracking_of
+from tests.dagster_internals import RepositorySnap
 
 
 @pytest.fixture

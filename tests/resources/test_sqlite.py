@@ -11,11 +11,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.utils import make_new_run_id
 
+from dioptra_assets.dagster_internals import InstanceRef
 from resources import settings, sqlite
 from tests.conftest import ROOT
+from tests.dagster_internals import make_new_run_id
 
 KEY = dg.AssetKey("made_up")
 

@@ -10,9 +10,8 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
-from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.launcher.base import WorkerStatus
 
+from dioptra_assets.dagster_internals import ReconstructableRepository, WorkerStatus
 from resources.warm_launcher import PROCESS_TAG, WarmRunLauncher
 from tests.conftest import Lab
 

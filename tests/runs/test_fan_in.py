@@ -4,12 +4,8 @@ from collections.abc import Iterator
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.data_version import (
-    CODE_VERSION_TAG,
-    get_input_data_version_tag,
-    get_input_event_pointer_tag,
-)
 
+from dioptra_assets.dagster_internals import CODE_VERSION_TAG, get_input_data_version_tag, get_input_event_pointer_tag
 from dioptra_assets.runs.fan_in import crowded_inputs
 from dioptra_assets.runs.staleness import stale_cells
 

@@ -16,17 +16,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.remote_origin import InProcessCodeLocationOrigin
-from dagster._core.storage.tags import TagType, get_tag_type
-from dagster._core.test_utils import create_run_for_test, create_test_daemon_workspace_context
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
-from dagster._daemon.backfill import execute_backfill_iteration
 from sqlalchemy import Engine, event
 
 from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.dagster_internals import InstanceRef
 from dioptra_assets.definitions import experiment_spec, resource_definitions
 from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
 from dioptra_assets.runs.orphans import LEADER_TAG, clear_leftovers, leader
@@ -38,6 +31,18 @@ from resources.store import Cell, CellStore
 from resources.user import USER_TAG
 from tests.assets.test_boundary import EXTRA, causes, cell_path, failures
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, EXPERIMENT, ROOT, SETTINGS, Lab
+from tests.dagster_internals import (
+    BulkActionStatus,
+    InProcessCodeLocationOrigin,
+    InProcessWorkspaceLoadTarget,
+    LoadableTargetOrigin,
+    PartitionBackfill,
+    TagType,
+    create_run_for_test,
+    create_test_daemon_workspace_context,
+    execute_backfill_iteration,
+    get_tag_type,
+)
 
 DG = Path(sys.executable).with_name("dg")
 MANY = [f"{architecture}|{attack}" for architecture in ARCHITECTURES for attack in ATTACKS]

@@ -12,12 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from benchmarks.clusters import free_port
 from dioptra_assets.web import server
 from tests.conftest import ROOT, SETTINGS, Lab
+from tests.dagster_internals import WorkspaceFileTarget, WorkspaceProcessContext
 from tests.servers import answer, graphql
 from tests.web.test_foreign_pages import launching
 
