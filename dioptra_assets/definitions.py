@@ -6,7 +6,7 @@ import dagster as dg
 
 from dioptra_assets.assets.boundary import IO_MANAGER
 from dioptra_assets.assets.io_manager import StoredCells
-from dioptra_assets.automation.sensors import nightly_job
+from dioptra_assets.automation.jobs import nightly_job
 from dioptra_assets.entry_points.job import entry_point_job
 from dioptra_assets.experiment_loader import load_experiments, mistakes_in
 from dioptra_assets.runs.launch import UnknownExperimentError

@@ -23,7 +23,8 @@ from dioptra_assets.assets.registered_models import registered_model_assets
 from dioptra_assets.assets.report.asset import report_assets
 from dioptra_assets.assets.sanity import model_sanity_asset, sanity_asset
 from dioptra_assets.assets.workbench import workbench_assets
-from dioptra_assets.automation.sensors import automation_sensor, nightly_schedule, registry_sensor
+from dioptra_assets.automation.schedules import nightly_schedule
+from dioptra_assets.automation.sensors import automation_sensor, registry_sensor
 from dioptra_assets.registered_versions.verdicts import verdict_assets
 from partitions.experiment_files import check_files
 from partitions.experiments import ExperimentFile, ExperimentSpec, parse_experiment

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from dioptra_assets.broken_experiments import mistakes
-from dioptra_assets.housekeeping import store
+from dioptra_assets.housekeeping import rubbish
 from partitions.entries import ExperimentError
 from tests.conftest import EXPERIMENT, Lab, skeleton
 
@@ -264,9 +264,9 @@ def test_cells_of_a_broken_experiment_are_not_taken_for_those_of_removed_entries
     project.write(EXPERIMENT, "sound")
     project.write({**EXPERIMENT, "attacks": {"fgm": {"eps": -1}}})
     graph = project.defs().resolve_asset_graph()
-    assert {asset.partition("/")[0] for asset in store.declared_cells(graph)} == {"sound"}
+    assert {asset.partition("/")[0] for asset in rubbish.declared_cells(graph)} == {"sound"}
     with pytest.raises(ExperimentError, match="'eps': -1 is not allowed"):
-        store.declared_cells(graph, "tiny")
+        rubbish.declared_cells(graph, "tiny")
 
 
 @pytest.mark.heavy

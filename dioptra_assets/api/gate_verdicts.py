@@ -9,12 +9,13 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import DIMENSIONS, asset_key, dynamic_dimension
+from dioptra_assets.assets.boundary import DIMENSIONS, asset_key
 from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench, gated_families, rules_of
 from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.dagster_internals import partition_loading_context
 from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS
 from dioptra_assets.runs.staleness import stale_cells
+from partitions.definitions import dynamic_dimension
 from partitions.experiments import ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, partition_of
 from resources.store import Cell, CellStore

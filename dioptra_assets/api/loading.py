@@ -250,9 +250,10 @@ def _dimensions(asked: str) -> dict[str, dict[str, list[str]]]:
     Raises:
         ExperimentError: when the file of the experiment that is asked for is wrong.
     """
-    from dioptra_assets.assets.boundary import DIMENSIONS, is_dynamic
+    from dioptra_assets.assets.boundary import DIMENSIONS
     from dioptra_assets.broken_experiments import mistakes, refuse_broken
     from dioptra_assets.definitions import defs
+    from partitions.definitions import is_dynamic
     from partitions.keys import partition_of
 
     with warnings.catch_warnings():

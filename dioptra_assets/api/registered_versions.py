@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.assets.registered_models import version_table
 from dioptra_assets.registered_versions.verdicts import verdicts_of
+from partitions.definitions import dynamic_dimension
 from partitions.experiments import BRANCH
 from resources import settings
 from resources.store import CellStore

@@ -18,10 +18,10 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets import progress
+from dioptra_assets.assets.check_events import evaluation
 from dioptra_assets.assets.provenance import NO_FURTHER_EVENT, provenance_tags
 from dioptra_assets.assets.retries import (
     RunEndedError,
-    evaluation,
     left_to_do,
     refuse_before_work,
     refuse_ended_run,
@@ -31,8 +31,9 @@ from dioptra_assets.assets.reuse import RECIPE, Inputs, recipe_of, twin_of
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID, column_schema, shown
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.attacks import Family
+from partitions.definitions import dynamic_dimension, partitions_of
 from partitions.experiments import BRANCH, ExperimentSpec
-from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of, partition_of
+from partitions.keys import ARCHITECTURE, partition_key_of, partition_of
 from resources import settings
 from resources.compute import device
 from resources.executors.engines import backfill_policy, gpu_tags
@@ -183,44 +184,6 @@ class CellContext:
     def epochs(self, share: float, where: str) -> None:
         """Shows how far a cell that trains is: the share done, and where that is, such as `epoch 2 of 10`."""
         progress.said(self.cell.path, where, share)
-
-
-def partitions_of(
-    spec: ExperimentSpec, dimensions: Sequence[str], family: Family = "evasion"
-) -> dg.PartitionsDefinition[str] | None:
-    """The partitions of an asset of an experiment, by the names of its dimensions and the family of its attacks."""
-    definitions: dict[str, dg.PartitionsDefinition[str]]
-    if spec.branch:
-        keys = {ATTACK: list(spec.family(family))}
-        definitions = {
-            dimension: dg.DynamicPartitionsDefinition(name=dynamic_dimension(spec.name, spec.branch))
-            if dimension == ARCHITECTURE
-            else dg.StaticPartitionsDefinition(keys[dimension])
-            for dimension in dimensions
-        }
-    elif spec.dynamic:
-        definitions = {
-            dimension: dg.DynamicPartitionsDefinition(name=dynamic_dimension(spec.name, dimension, family))
-            for dimension in dimensions
-        }
-    else:
-        keys = {ARCHITECTURE: list(spec.architectures), ATTACK: list(spec.family(family))}
-        definitions = {dimension: dg.StaticPartitionsDefinition(keys[dimension]) for dimension in dimensions}
-    if not definitions:
-        return None
-    return next(iter(definitions.values())) if len(definitions) == 1 else dg.MultiPartitionsDefinition(definitions)
-
-
-def dynamic_dimension(experiment: str, dimension: str, family: Family = "evasion") -> str:
-    """The name under which Dagster keeps the keys of a dimension that come as they are asked for."""
-    return f"{experiment}_{family}_{dimension}" if dimension == ATTACK else f"{experiment}_{dimension}"
-
-
-def is_dynamic(definition: dg.PartitionsDefinition[str] | None) -> bool:
-    """Whether the keys of an asset, or of one of its dimensions, come as they are asked for."""
-    if isinstance(definition, dg.MultiPartitionsDefinition):
-        return any(is_dynamic(dimension.partitions_def) for dimension in definition.partitions_defs)
-    return isinstance(definition, dg.DynamicPartitionsDefinition)
 
 
 def asset_key(spec: ExperimentSpec, name: str) -> dg.AssetKey:

@@ -9,12 +9,13 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset
 from dioptra_assets.assets.gate_bench import GateBench, gated_families, rules_of
 from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS, PASSED, Gate, blocks, said
 from partitions.attacks import Family
+from partitions.definitions import partitions_of
 from partitions.entries import config_hash
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
-from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset
 from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
@@ -26,6 +26,7 @@ from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS
 from dioptra_assets.robustness.image_set import ImageSet
+from partitions.definitions import partitions_of
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.compute import prepare_device

@@ -1,7 +1,6 @@
-"""What a step does that may be one of several tries, or work for a run that has ended; and what its checks report.
+"""What a step does that may be one of several tries, or work for a run that has ended.
 
 Why: docs/decisions/0024-a-remote-store-that-is-away.md
-Why: docs/decisions/0027-a-verdict-names-what-it-judges.md
 """
 
 from collections.abc import Sequence
@@ -9,12 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 
-from dioptra_assets.assets.shown import shown
 from dioptra_assets.dagster_internals import (
     FINISHED_STATUSES,
     RETRY_NUMBER_TAG,
     ROOT_RUN_ID_TAG,
-    AssetCheckEvaluationTargetMaterializationData,
     DagsterSqliteStorage,
 )
 from partitions.experiments import ExperimentSpec
@@ -108,30 +105,3 @@ def refuse_ended_run(context: dg.AssetExecutionContext) -> None:
         raise RunEndedError(
             f"run {context.run_id} ended ({run.status.value}) before this cell did: it is not published"
         )
-
-
-def evaluation(
-    context: dg.AssetExecutionContext, result: dg.AssetCheckResult, partition: str | None
-) -> dg.AssetCheckEvaluation:
-    """What a check found of one cell. A result that is yielded as such is of the whole step, of which there is one."""
-    assert result.asset_key is not None and result.check_name is not None
-    # Dagster shows a result only where it is of the cell's last materialization.
-    wanted = dg.AssetRecordsFilter(result.asset_key, asset_partitions=[partition] if partition else None)
-    records = context.instance.fetch_materializations(wanted, limit=1).records
-    target = records[0] if records else None
-    return dg.AssetCheckEvaluation(
-        result.asset_key,
-        result.check_name,
-        result.passed,
-        metadata=shown(result.metadata or {}),
-        severity=result.severity,
-        description=result.description,
-        # Dagster would fail the step after its last cell; which cells are blocked is said by `dg.Failure`.
-        blocking=False,
-        partition=partition,
-        target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
-            run_id=target.run_id, storage_id=target.storage_id, timestamp=target.timestamp
-        )
-        if target
-        else None,
-    )

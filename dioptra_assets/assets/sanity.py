@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset, partitions_of
+from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.partitioned_checks import partitioned_check
@@ -30,6 +30,7 @@ from dioptra_assets.robustness.evaluation.sanity import (
 )
 from dioptra_assets.robustness.image_set import ImageSet
 from partitions.attacks import attack_of
+from partitions.definitions import partitions_of
 from partitions.entries import edition
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE, ATTACK

@@ -35,11 +35,11 @@ def verify(
     ] = False,
 ) -> None:
     """Read every byte of the store and compare it with the manifests; ends with 1 where anything is not as written."""
-    from dioptra_assets.housekeeping import store as housekeeping
+    from dioptra_assets.housekeeping import verification
     from resources.store import CellStore
 
     store = CellStore(settings.store_url())
-    found = housekeeping.verify_store(store, experiment)
+    found = verification.verify_store(store, experiment)
     if experiment and not (found.cells or found.faults):
         there = ", ".join(sorted({path.partition("/")[0] for path in store.sizes_below("") if "/versions/" in path}))
         _complain(f"nothing of {experiment!r} is stored, available: {there or 'nothing'}")
@@ -52,7 +52,7 @@ def verify(
 
         declared = {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()}
         _refuse_others(store, {folder.partition("/")[0] for folder in found.damaged} & declared)
-        housekeeping.withdraw(store, found)
+        verification.withdraw(store, found)
         _say(f"{len(found.damaged)} damaged cells are served no more: `dioptra-assets materialize` computes them again")
     if found.faults:
         raise typer.Exit(1)
@@ -102,28 +102,28 @@ def clean(
 
     from dioptra_assets.dagster_internals import InstanceRef
     from dioptra_assets.definitions import defs
-    from dioptra_assets.housekeeping import store as housekeeping
+    from dioptra_assets.housekeeping import rubbish
     from dioptra_assets.runs.launch import UnknownExperimentError
     from resources.store import CellStore
     from resources.tracking.resource import Tracking, TrackingUnavailable
 
     store = CellStore(settings.store_url())
     try:
-        declared = housekeeping.declared_cells(defs().resolve_asset_graph(), experiment)
+        declared = rubbish.declared_cells(defs().resolve_asset_graph(), experiment)
     except UnknownExperimentError as error:
         _complain(error)
         raise typer.Exit(2) from error
-    found = housekeeping.rubbish(store, declared)
+    found = rubbish.rubbish(store, declared)
     tracking = Tracking(mlflow_tracking_uri=settings.tracking_uri(), artifact_location=settings.artifact_location())
     client = None
     try:
         client = tracking.client()
         experiments = {asset.split("/")[0] for asset in declared}
-        found.mlflow_runs = housekeeping.orphaned_mlflow_runs(client, store, found, experiments)
+        found.mlflow_runs = rubbish.orphaned_mlflow_runs(client, store, found, experiments)
     except TrackingUnavailable as error:
         _complain(f"MLflow is not looked at: {error}")
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(settings.home()))) as instance:
-        found.dagster_runs = housekeeping.old_runs(instance, timedelta(days=days))
+        found.dagster_runs = rubbish.old_runs(instance, timedelta(days=days))
         for cell in found.cells:
             _say(f"cell of a removed entry: {cell}")
         _say(
@@ -138,7 +138,7 @@ def clean(
         if not yes:
             _say("nothing was removed: `--yes` removes it")
             return
-        housekeeping.remove_rubbish(store, found)
+        rubbish.remove_rubbish(store, found)
         for run in found.mlflow_runs:
             assert client is not None
             client.delete_run(run)
@@ -154,7 +154,7 @@ def backup_home(
 
     The copy is a home: DAGSTER_HOME set to it, or its content put back, restores everything.
     """
-    from dioptra_assets.housekeeping.store import BackupError, backup
+    from dioptra_assets.housekeeping.backup import BackupError, backup
     from resources.store import CellStore
 
     try:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.assets.keyed_configs import keep_config
 from dioptra_assets.entry_points.demos import ENTRY_POINTS, entry_point
 from dioptra_assets.entry_points.parsing import parse_parameters, target_of, unused
 from dioptra_assets.entry_points.plan import plan
 from dioptra_assets.runs.launch import CellFailedError, materialize_cell
+from partitions.definitions import dynamic_dimension
 from partitions.keys import CONFIG_KEY
 from resources.store import Cell, StoreResource
 from resources.tracking.resource import Tracking

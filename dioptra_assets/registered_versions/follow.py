@@ -5,7 +5,6 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import dynamic_dimension
 from dioptra_assets.registered_versions.announcing import announced
 from dioptra_assets.registered_versions.asked_runs import VERSIONS_TAG
 from dioptra_assets.registered_versions.registry import Seen
@@ -13,6 +12,7 @@ from dioptra_assets.registered_versions.verdicts import Verdict
 from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import QUIET
 from dioptra_assets.runs.step_output import to_the_log_alone
+from partitions.definitions import dynamic_dimension
 from partitions.experiments import BRANCH, ExperimentSpec
 from resources.store import CellStore
 from resources.tracking.resource import Tracking

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dioptra_assets.assets.boundary import DIMENSIONS, asset_key, partitions_of
+from dioptra_assets.assets.boundary import DIMENSIONS, asset_key
 from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.shown import shown
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
+from partitions.definitions import partitions_of
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import asset_key, dynamic_dimension
+from dioptra_assets.assets.boundary import asset_key
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from dioptra_assets.registered_versions.asked_runs import AskedRuns, Kinds
@@ -28,6 +28,7 @@ from dioptra_assets.registered_versions.requests import run_requests, versions_t
 from dioptra_assets.registered_versions.stored import digest_of, forget, registered_at
 from dioptra_assets.registered_versions.verdicts import Verdict, events_of, pause, shortened, verdicts_of
 from partitions.attacks import attack_document
+from partitions.definitions import dynamic_dimension
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of
 from partitions.keys import ARCHITECTURE, ATTACK, is_key
 from resources.store import CellStore

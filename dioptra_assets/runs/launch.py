@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets import progress
-from dioptra_assets.assets.boundary import DIMENSIONS, is_dynamic
+from dioptra_assets.assets.boundary import DIMENSIONS
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID
 from dioptra_assets.broken_experiments import refuse_broken
 from dioptra_assets.dagster_internals import (
@@ -32,6 +32,7 @@ from dioptra_assets.runs.orphans import clear_leftovers, end_led_runs, leader
 from dioptra_assets.runs.selection import Selected, expected, select
 from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
+from partitions.definitions import is_dynamic
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
 from resources.executors.engines import cells_per_run, engine

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dioptra_assets.automation.sensors import NIGHTLY_JOB
+from dioptra_assets.automation.jobs import NIGHTLY_JOB
 from tests.conftest import EXPERIMENT, Lab
 
 

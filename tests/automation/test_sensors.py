@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import dioptra_assets as da
-from dioptra_assets.automation.sensors import NIGHTLY_JOB, NIGHTLY_OP
+from dioptra_assets.automation.jobs import NIGHTLY_JOB, NIGHTLY_OP
 from dioptra_assets.command_line import overview
 from dioptra_assets.command_line.overview import counted
 from dioptra_assets.robustness.model_files import trial

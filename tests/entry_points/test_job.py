@@ -25,7 +25,7 @@ from partitions.image_sets import set_document, set_key, set_of
 from resources.store import CellStore
 from resources.tracking.resource import Tracking
 from tests.conftest import ROOT, SETTINGS
-from tests.entry_points.test_table import DEMOS
+from tests.entry_points.test_parsing import DEMOS
 
 # What the demos' documents list, with values; RUN, MODEL and the like come from jobs before.
 COMMON = {

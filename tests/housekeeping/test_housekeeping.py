@@ -14,8 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dioptra_assets.command_line import app
-from dioptra_assets.housekeeping import archive
-from dioptra_assets.housekeeping import store as housekeeping
+from dioptra_assets.housekeeping import archive, backup, rubbish, verification
 from dioptra_assets.housekeeping.archive import ArchiveError, export_experiment, import_experiment
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.runs.launch import Launched, materialize_experiment
@@ -109,17 +108,17 @@ def test_verify_looks_at_superseded_versions_and_passes_over_unfinished_ones(sto
     before = store.open(CONFIG)
     write_config(store, CONFIG, {"eps": 0.4})
     store.put(f"{TABLE.path}/versions/20200101T000000-00000000/half.bin", b"half")
-    assert housekeeping.verify_store(store).faults == []
+    assert verification.verify_store(store).faults == []
     path = Path(store.url, before.prefix, "config.json")
     path.write_bytes(b"{}")
-    assert housekeeping.verify_store(store).faults == [
+    assert verification.verify_store(store).faults == [
         f"{before.prefix}/config.json, of a superseded version, was altered or lost"
     ]
 
 
 def test_a_store_of_this_release_is_read_by_every_later_one() -> None:
     store = CellStore(str(FROZEN))
-    assert housekeeping.verify_store(store).faults == []
+    assert verification.verify_store(store).faults == []
     assert store.cells("") == [CONFIG, TABLE, SET]
     assert read_config(store.open(CONFIG)) == {"method": "fgm", "eps": 0.3}
     assert read_table(store.open(TABLE)).to_dict("list") == {"n": [2], "asr": [0.3]}
@@ -323,15 +322,15 @@ def test_clean_finds_removed_entries_and_old_versions_and_nothing_that_is_needed
     old = store.open(CONFIG).version
     write_config(store, CONFIG, {"eps": 0.4})
     declared = {CONFIG.asset: {CONFIG.path}, TABLE.asset: None, SET.asset: {SET.path}}
-    young = housekeeping.rubbish(store, declared)
+    young = rubbish.rubbish(store, declared)
     assert (young.cells, young.versions) == ([removed], [(removed.path, store.open(removed).version)])
-    monkeypatch.setattr(housekeeping, "KEEP_SUPERSEDED", timedelta(seconds=-10))
-    found = housekeeping.rubbish(store, declared)
+    monkeypatch.setattr(rubbish, "KEEP_SUPERSEDED", timedelta(seconds=-10))
+    found = rubbish.rubbish(store, declared)
     assert (CONFIG.path, old) in found.versions and len(found.versions) == 2 and found.size > 0
-    housekeeping.remove_rubbish(store, found)
-    assert housekeeping.rubbish(store, declared) == housekeeping.Rubbish()
+    rubbish.remove_rubbish(store, found)
+    assert rubbish.rubbish(store, declared) == rubbish.Rubbish()
     assert store.cells("") == [CONFIG, TABLE, SET, of_others]
-    assert housekeeping.verify_store(store).faults == []
+    assert verification.verify_store(store).faults == []
 
 
 def test_a_backup_of_a_home_in_use_is_a_home(store: CellStore, tmp_path: Path) -> None:
@@ -357,8 +356,8 @@ def test_a_backup_of_a_home_in_use_is_a_home(store: CellStore, tmp_path: Path) -
 
 
 def test_a_store_that_is_a_servers_is_not_backed_up_here(tmp_path: Path) -> None:
-    with pytest.raises(housekeeping.BackupError, match="back it up there"):
-        housekeeping.backup(tmp_path, CellStore("s3://bucket/x"), tmp_path / "copy")
+    with pytest.raises(backup.BackupError, match="back it up there"):
+        backup.backup(tmp_path, CellStore("s3://bucket/x"), tmp_path / "copy")
 
 
 assert cells.FORMAT == 1, "freeze a store of the new format beside format_1, and migrate or name the old one"
