@@ -246,7 +246,7 @@ def _run(folder: Path, asset: str, partitions: tuple[str, ...]) -> bool:
 
 
 def _look(folder: Path) -> dict[str, Any]:
-    from dioptra_assets.assets.boundary import DIMENSIONS
+    from dioptra_assets.assets.cell_context import DIMENSIONS
     from dioptra_assets.runs.staleness import stale_cells
     from partitions.keys import partition_of
 

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.definitions import resource_definitions
 from partitions.experiments import parse_experiment
 from resources.documents import write_config

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from dioptra_assets.assets.boundary import DIMENSIONS
+from dioptra_assets.assets.cell_context import DIMENSIONS
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
 from partitions.keys import partition_of

@@ -250,7 +250,7 @@ def _dimensions(asked: str) -> dict[str, dict[str, list[str]]]:
     Raises:
         ExperimentError: when the file of the experiment that is asked for is wrong.
     """
-    from dioptra_assets.assets.boundary import DIMENSIONS
+    from dioptra_assets.assets.cell_context import DIMENSIONS
     from dioptra_assets.broken_experiments import mistakes, refuse_broken
     from dioptra_assets.definitions import defs
     from partitions.definitions import is_dynamic

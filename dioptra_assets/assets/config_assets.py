@@ -6,7 +6,8 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.robustness.training.loop import TrainingRecipe
 from partitions.attacks import Family, attack_document, attack_of
 from partitions.entries import config_hash

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 import numpy as np
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, asset_key
 from dioptra_assets.assets.pictures import as_text, picture
 from dioptra_assets.robustness.data import Split
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, encode_png, enlarged

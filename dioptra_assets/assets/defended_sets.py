@@ -8,7 +8,8 @@ from collections.abc import Callable
 import dagster as dg
 
 from dioptra_assets.assets.adversarial_sets import attack_model
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, ATTACK_CONFIG, read_recipe
 from dioptra_assets.assets.datasets import image_set_metadata
 from dioptra_assets.assets.models import CLEAN_PREDICTION_COLUMNS, GPU_POOL, predict_set, train_model

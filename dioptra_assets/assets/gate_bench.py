@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 from dioptra_assets.robustness.evaluation.gates import (

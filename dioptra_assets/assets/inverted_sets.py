@@ -3,7 +3,8 @@
 import dagster as dg
 
 from dioptra_assets.assets.adversarial_sets import log_archive
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset, every
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, every
 from dioptra_assets.assets.config_assets import INVERSION_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.pictures import markdown_table, picture

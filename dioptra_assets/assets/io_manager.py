@@ -9,7 +9,8 @@ from typing import Any, get_origin
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import DIMENSIONS, IO_MANAGER
+from dioptra_assets.assets.boundary import IO_MANAGER
+from dioptra_assets.assets.cell_context import DIMENSIONS
 from dioptra_assets.assets.values import value_of
 from partitions.keys import partition_of
 from resources.store import Cell, CellStore

@@ -10,7 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.assets.config_assets import publish_config
 from partitions.dynamic_keys import KeyedConfigs, looked_up
 from partitions.experiments import ExperimentSpec

@@ -7,7 +7,8 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset, every
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, every
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.one_pass import held
 from dioptra_assets.assets.pictures import markdown_table

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, read_recipe
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.robustness.image_set import ImageSet

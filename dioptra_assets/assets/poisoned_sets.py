@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.adversarial_sets import threat_model_table
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset, every
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, every
 from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, POISONING_CONFIG, read_attack, read_recipe
 from dioptra_assets.assets.datasets import image_set_metadata
 from dioptra_assets.assets.models import GPU_POOL, train_model

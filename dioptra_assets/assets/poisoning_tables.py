@@ -5,7 +5,8 @@ import math
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.assets.config_assets import POISONING_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.pictures import picture

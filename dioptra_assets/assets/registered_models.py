@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.adversarial_sets import adversarial_set_asset
-from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, asset_key
+from dioptra_assets.assets.check_events import partitioned_check
 from dioptra_assets.assets.gates import gate_assets
 from dioptra_assets.assets.metric_tables import metric_table_assets
 from dioptra_assets.assets.models import GPU_POOL, clean_predictions_asset
-from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.assets.sanity import model_sanity_asset
 from dioptra_assets.robustness.errors import NonFiniteError

@@ -16,7 +16,7 @@ from partitions.keys import ARCHITECTURE, ATTACK
 from resources.store import Cell, DamagedCellError, StoredCell, sha256
 
 if TYPE_CHECKING:
-    from dioptra_assets.assets.boundary import CellContext
+    from dioptra_assets.assets.cell_context import CellContext
 
 RECIPE = "recipe"
 Inputs = Mapping[str, tuple[str, ...]]  # asset -> the dimensions it shares with the cell

@@ -7,10 +7,11 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, asset_key, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, asset_key
+from dioptra_assets.assets.check_events import partitioned_check
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.models import GPU_POOL
-from dioptra_assets.assets.partitioned_checks import partitioned_check
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.evaluation.comparison import compare_rates
 from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset, every
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult, every
 from dioptra_assets.assets.defended_sets import defend_cell
 from dioptra_assets.assets.keyed_configs import kept_config
 from dioptra_assets.assets.models import CLEAN_PREDICTION_COLUMNS, GPU_POOL, predict_set

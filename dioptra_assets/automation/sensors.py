@@ -5,7 +5,7 @@ from collections import Counter
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.config_assets import ATTACK_CONFIG
 from dioptra_assets.automation.jobs import unfinished_night
 from dioptra_assets.registered_versions.announcing import announced
@@ -87,7 +87,7 @@ def _said(seen: Seen, what: str) -> str:
 
 
 def automation_sensor(spec: ExperimentSpec) -> dg.AutomationConditionSensorDefinition:
-    """Evaluates the conditions of an experiment's cells, see `assets/cells.py`; on, as the experiment asks."""
+    """Evaluates the conditions of an experiment's cells, see `assets/boundary.py`; on, as the experiment asks."""
     return dg.AutomationConditionSensorDefinition(
         f"{spec.name}_automation",
         target=dg.AssetSelection.groups(spec.name),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from dioptra_assets.housekeeping.verification import listed
 from resources.store import (
     KEEP_SUPERSEDED,
     Cell,
@@ -13,7 +14,6 @@ from resources.store import (
 
 if TYPE_CHECKING:
     import dagster as dg
-from dioptra_assets.housekeeping.verification import listed
 
 
 @dataclass
@@ -104,7 +104,7 @@ def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str
         ExperimentError: when the file of the experiment that is asked for is wrong.
         UnknownExperimentError: when there is no such experiment.
     """
-    from dioptra_assets.assets.boundary import DIMENSIONS
+    from dioptra_assets.assets.cell_context import DIMENSIONS
     from dioptra_assets.broken_experiments import mistakes, refuse_broken
     from dioptra_assets.runs.launch import UnknownExperimentError
     from partitions.definitions import is_dynamic

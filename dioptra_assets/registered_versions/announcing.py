@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from dioptra_assets.registered_versions.verdicts import VERDICT, Verdict, pause
 from partitions.experiments import ExperimentSpec

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.config_assets import ATTACK_CONFIG
 from dioptra_assets.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,

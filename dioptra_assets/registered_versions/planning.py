@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import DIMENSIONS
+from dioptra_assets.assets.cell_context import DIMENSIONS
 from dioptra_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import dagster as dg
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.registered_models import VERSIONS
 from dioptra_assets.registered_versions.asked_runs import TABLE_TAG, UNFINISHED, VERSIONS_TAG, WATCH_TAG, Kinds
 from dioptra_assets.registered_versions.planning import Todo, Wanted, runs

@@ -6,7 +6,7 @@ from datetime import datetime
 import dagster as dg
 import obstore
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
 from resources.store import Cell, CellStore, StoredCell

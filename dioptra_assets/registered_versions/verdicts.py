@@ -13,7 +13,7 @@ from typing import Any, Literal
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dioptra_assets.assets.boundary import DIMENSIONS, asset_key
+from dioptra_assets.assets.cell_context import DIMENSIONS, asset_key
 from dioptra_assets.assets.gate_bench import gated_families
 from dioptra_assets.assets.shown import shown
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG

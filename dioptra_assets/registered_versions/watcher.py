@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pandas as pd
 
-from dioptra_assets.assets.boundary import asset_key
+from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from dioptra_assets.registered_versions.asked_runs import AskedRuns, Kinds

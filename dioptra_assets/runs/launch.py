@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets import progress
-from dioptra_assets.assets.boundary import DIMENSIONS
+from dioptra_assets.assets.cell_context import DIMENSIONS
 from dioptra_assets.assets.shown import MLFLOW_RUN_ID
 from dioptra_assets.broken_experiments import refuse_broken
 from dioptra_assets.dagster_internals import (

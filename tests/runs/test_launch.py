@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 from sqlalchemy import Engine, event
 
-from dioptra_assets.assets.boundary import CellContext, CellResult, cell_asset
+from dioptra_assets.assets.boundary import cell_asset
+from dioptra_assets.assets.cell_context import CellContext, CellResult
 from dioptra_assets.dagster_internals import InstanceRef
 from dioptra_assets.definitions import experiment_spec, resource_definitions
 from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment

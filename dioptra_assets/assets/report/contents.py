@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.adversarial_sets import shown_rows
-from dioptra_assets.assets.boundary import CellContext
+from dioptra_assets.assets.cell_context import CellContext
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.report.inputs import ReportInputs, by_architecture
 from dioptra_assets.assets.report.sections import report_sections

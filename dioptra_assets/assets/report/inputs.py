@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dioptra_assets.assets.boundary import CellContext
+from dioptra_assets.assets.cell_context import CellContext
 from dioptra_assets.assets.config_assets import ARCHITECTURE_CONFIG, CONFIGS
 from partitions.attacks import Family
 from partitions.keys import ARCHITECTURE, ATTACK

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext
+from dioptra_assets.assets.cell_context import CellContext
 from dioptra_assets.assets.defended_sets import model_behind
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.assets.report.inputs import ReportInputs

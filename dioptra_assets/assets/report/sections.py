@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dioptra_assets.assets.boundary import CellContext
+from dioptra_assets.assets.cell_context import CellContext
 from dioptra_assets.assets.gate_bench import gated_families, rules_of
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.robustness.evaluation.metrics import defence_comparison
