@@ -41,7 +41,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     from dioptra_assets.experiment import experiment_assets
     from dioptra_assets.runs.launch import materialize_experiment
     from partitions.experiments import parse_experiment
-    from resources import settings
+    from resources.instance import home_instance
     from resources.store import CellStore, StoreResource
     from resources.tracking.resource import Tracking
 
@@ -63,7 +63,7 @@ def _rows(folder: Path, quick: bool) -> list[Pair]:
     def begun(line: str) -> None:
         started[line] = time.process_time()  # the lines of the log arrive as each asset begins
 
-    with settings.instance() as instance:
+    with home_instance() as instance:
         materialize_experiment(defs, "bench", instance=instance, store=store, log=begun)
     ends = [*list(started.values())[1:], time.process_time()]
     seconds = {line.split(":")[0]: end - begin for (line, begin), end in zip(started.items(), ends, strict=True)}

@@ -12,18 +12,11 @@ A file `.env` in the checkout, or the one that `DIOPTRA_ASSETS_ENV` names, holds
 """
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import platformdirs
 from dotenv import load_dotenv
-
-if TYPE_CHECKING:
-    from dagster import DagsterInstance
 
 
 def project_root() -> Path | None:
@@ -59,25 +52,6 @@ def home() -> Path:
     if configured := os.environ.get("DAGSTER_HOME"):
         return Path(configured).expanduser().resolve()
     return project_root() or Path(platformdirs.user_data_dir("dioptra-assets"))
-
-
-@contextmanager
-def instance() -> "Iterator[DagsterInstance]":
-    """Dagster's instance of the home, whatever `DAGSTER_HOME` says elsewhere; the environment stays as it is.
-
-    A home without a `dagster.yaml` gets the project's, so that every way to run cells finds the same settings there.
-    """
-    from dagster import DagsterInstance
-
-    from dioptra_assets.dagster_internals import InstanceRef
-    from resources.sqlite import with_kept_connections
-
-    folder, settings = home(), instance_settings()
-    folder.mkdir(parents=True, exist_ok=True)
-    if settings and not (folder / "dagster.yaml").exists():
-        shutil.copy(settings, folder)
-    with DagsterInstance.from_ref(with_kept_connections(InstanceRef.from_dir(str(folder)), str(folder))) as opened:
-        yield opened
 
 
 def store_url() -> str:

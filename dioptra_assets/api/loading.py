@@ -20,6 +20,7 @@ from dioptra_assets.assets.values import Report, value_of
 from partitions.entries import ExperimentError
 from resources import settings, tables
 from resources.claims import keep_to_claim
+from resources.instance import home_instance
 from resources.store import Cell, CellStore, MissingCellError, StoredCell, missing_message
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
     from dioptra_assets.definitions import defs, experiment_spec
 
     spec = experiment_spec(experiment)
-    with settings.instance() as instance, warnings.catch_warnings():
+    with home_instance() as instance, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return verdicts(spec, defs(), instance=instance, store=CellStore(settings.store_url()), version=version)
 
@@ -173,7 +174,7 @@ def materialize(
     from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings(), settings.instance() as instance:
+    with warnings.catch_warnings(), home_instance() as instance:
         warnings.simplefilter("ignore")
         store = CellStore(settings.store_url())
         # Each step looks for itself; here it is known before any begins.

@@ -12,6 +12,7 @@ from dioptra_assets.registered_versions.verdicts import verdicts_of
 from partitions.definitions import dynamic_dimension
 from partitions.experiments import BRANCH
 from resources import settings
+from resources.instance import home_instance
 from resources.store import CellStore
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def verdicts(experiment: str) -> pd.DataFrame:
         One row a version: `version` (`NAME@VERSION`), `status` (passed, failed, not judged or waiting), `why`,
         `tries` that have failed in a row, `next_try` and `found` (UTC), and `digest`, the SHA-256 of the model file.
     """
-    with settings.instance() as instance:
+    with home_instance() as instance:
         present = _registered(experiment, instance)
         found = {key: one for key, one in verdicts_of(experiment, instance).items() if key in present}
     rows = [
@@ -88,7 +89,7 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
         raise UnknownExperimentError(f"experiment {experiment!r} watches nothing: its file has no `watch`")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     tracking: Any = resource_definitions()["tracking"]
-    with warnings.catch_warnings(), settings.instance() as instance:
+    with warnings.catch_warnings(), home_instance() as instance:
         warnings.simplefilter("ignore")
         store = CellStore(settings.store_url())
         follow_registry(defs(), spec, instance=instance, store=store, tracking=tracking, log=log)
@@ -98,6 +99,6 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
 def _registered(experiment: str, instance: "DagsterInstance | None" = None) -> list[str]:
     """The versions that are partitions: those that the registry held at the last look."""
     if instance is None:
-        with settings.instance() as own:
+        with home_instance() as own:
             return _registered(experiment, own)
     return list(instance.get_dynamic_partitions(dynamic_dimension(experiment, BRANCH)))

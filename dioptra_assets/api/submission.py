@@ -19,6 +19,7 @@ from dioptra_assets.entry_points.parsing import config_of, parse_kwargs, parse_p
 from dioptra_assets.runs.origin import LOCATION
 from resources import settings
 from resources.imports import loading
+from resources.instance import home_instance
 from resources.user import USER_HEADER, user_name, user_tags
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _run_here(entry_point: str, config: dict[str, Any]) -> Job:
         from dioptra_assets.runs.orphans import leader
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with warnings.catch_warnings(), settings.instance() as instance, leading(instance):
+    with warnings.catch_warnings(), home_instance() as instance, leading(instance):
         warnings.simplefilter("ignore")
         with loading():
             definitions = defs()
@@ -157,7 +158,7 @@ def _recorded(job_id: str, instance: "DagsterInstance | None" = None) -> tuple[s
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        run = (instance or stack.enter_context(settings.instance())).get_run_by_id(job_id)
+        run = (instance or stack.enter_context(home_instance())).get_run_by_id(job_id)
     if run is None:
         raise LookupError(f"there is no job {job_id!r} in {settings.home()}")
     return run.status.value, dict(run.tags)

@@ -11,6 +11,7 @@ from dioptra_assets.dagster_internals import partition_loading_context
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import UnknownExperimentError, cells_of, to_compute
 from resources import settings
+from resources.instance import home_instance
 from resources.store import CellStore
 
 State = Literal["up to date", "stale", "missing"]
@@ -39,7 +40,7 @@ def assets(experiment: str | None = None) -> list[AssetOverview]:
         UnknownExperimentError: when there is no such experiment.
     """
     store, found = CellStore(settings.store_url()), []
-    with warnings.catch_warnings(), settings.instance() as instance, partition_loading_context(None, instance):
+    with warnings.catch_warnings(), home_instance() as instance, partition_loading_context(None, instance):
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
         broken = mistakes(graph)

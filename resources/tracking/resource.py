@@ -175,7 +175,7 @@ class Tracking(dg.ConfigurableResource):
         all_tags = fitting_tags({**self.extra_tags, **from_environment, **tags})
         with self.reaching(f"opening a run of experiment {experiment!r}"):
             created = self._created_run(client, experiment, start_time=start, run_name=name, tags=all_tags)
-        return CellRun(self, client, created.info.run_id, created.info.experiment_id)
+        return self._cell_run(client, created.info.run_id, created.info.experiment_id)
 
     def _created_run(self, client: "MlflowClient", experiment: str, **arguments: Any) -> "Run":
         """A new run; its experiment is looked up for the first, and where MLflow does not take another in it."""
@@ -198,7 +198,12 @@ class Tracking(dg.ConfigurableResource):
         """
         client = self._connect()
         with self.reaching(f"looking up run {run_id}"):
-            return CellRun(self, client, run_id, client.get_run(run_id).info.experiment_id)
+            return self._cell_run(client, run_id, client.get_run(run_id).info.experiment_id)
+
+    def _cell_run(self, client: "MlflowClient", run_id: str, experiment_id: str) -> CellRun:
+        base = without_user(self.mlflow_tracking_uri).rstrip("/")
+        url = f"{base}/#/experiments/{experiment_id}/runs/{run_id}" if self.is_server else None
+        return CellRun(self.reaching, client, run_id, experiment_id, url)
 
     def tagged_run(self, experiment: str, tag: str, value: str) -> str:
         """The id of the run of an experiment that has a tag of this value, empty where none has.

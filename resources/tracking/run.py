@@ -4,23 +4,24 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from resources.tracking.client import file_sha256, fitting, fitting_tags, transferring, without_user
+from resources.tracking.client import file_sha256, fitting, fitting_tags, transferring
 
 if TYPE_CHECKING:
     from mlflow.entities import Param
     from mlflow.tracking import MlflowClient
 
-    from resources.tracking.resource import Tracking
-
 MODEL_FOLDER = "model"
 DIGEST_TAG = "sha256"
 NON_FINITE_TAG = "non_finite_metrics"
+# Of what is being asked of MLflow: an error there becomes :class:`TrackingUnavailable`, which says so.
+Reaching = Callable[[str], AbstractContextManager[None]]
 
 
 class CellRun:
@@ -32,15 +33,16 @@ class CellRun:
         url: its page in the MLflow UI, or None where MLflow is a database without a server.
     """
 
-    def __init__(self, tracking: "Tracking", client: "MlflowClient", run_id: str, experiment_id: str) -> None:
-        self._tracking = tracking
+    def __init__(
+        self, reaching: Reaching, client: "MlflowClient", run_id: str, experiment_id: str, url: str | None
+    ) -> None:
+        self._reaching = reaching
         self._client = client
         self._non_finite: set[str] = set()
         self._model: str | None = None
         self.run_id = run_id
         self.experiment_id = experiment_id
-        base = without_user(tracking.mlflow_tracking_uri).rstrip("/")
-        self.url = f"{base}/#/experiments/{experiment_id}/runs/{run_id}" if tracking.is_server else None
+        self.url = url
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None, **beside: Mapping[str, Any]) -> None:
         """Record numbers, and the `tags` and `params` told with them, in one request.
@@ -64,7 +66,7 @@ class CellRun:
         if not params:
             return
         entries = _params(params)
-        with self._tracking.reaching(f"logging parameters of run {self.run_id}"):
+        with self._reaching(f"logging parameters of run {self.run_id}"):
             self._client.log_batch(self.run_id, params=entries, synchronous=True)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
@@ -72,7 +74,7 @@ class CellRun:
         from mlflow.entities import RunTag
 
         entries = [RunTag(name, value) for name, value in fitting_tags(tags).items()]
-        with self._tracking.reaching(f"logging tags of run {self.run_id}"):
+        with self._reaching(f"logging tags of run {self.run_id}"):
             self._client.log_batch(self.run_id, tags=entries, synchronous=True)
 
     def log_artifact(self, path: Path, artifact_path: str | None = None) -> None:
@@ -80,7 +82,7 @@ class CellRun:
         if not path.exists():
             raise ValueError(f"there is no file {path} to log as an artefact")
         client = transferring(self._client, sum(file.stat().st_size for file in [path, *path.rglob("*")]))
-        with self._tracking.reaching(f"uploading {path.name} to run {self.run_id}"):
+        with self._reaching(f"uploading {path.name} to run {self.run_id}"):
             client.log_artifact(self.run_id, str(path), artifact_path)
 
     def log_text(self, name: str, content: str) -> None:
@@ -115,7 +117,7 @@ class CellRun:
         digest = file_sha256(model_path)
         self.log_artifact(model_path, MODEL_FOLDER)
         self._model = name
-        with self._tracking.reaching(f"registering {name!r}"):
+        with self._reaching(f"registering {name!r}"):
             try:
                 self._client.create_registered_model(name)
             except MlflowException as error:
@@ -162,7 +164,7 @@ class CellRun:
         if skipped:
             named[NON_FINITE_TAG] = ", ".join(sorted(self._non_finite))
         entries = [RunTag(name, value) for name, value in fitting_tags(named).items()]
-        with self._tracking.reaching(f"logging metrics of run {self.run_id}"):
+        with self._reaching(f"logging metrics of run {self.run_id}"):
             self._client.log_batch(
                 self.run_id, metrics=finite, params=_params(params or {}), tags=entries, synchronous=True
             )

@@ -12,6 +12,7 @@ from dioptra_assets.command_line.display import line, showing
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
 from resources import settings
+from resources.instance import home_instance
 from resources.store import CellStore
 from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS
@@ -103,7 +104,7 @@ def test_what_a_step_writes_is_in_the_log_of_its_run_and_not_in_the_terminal(
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    with settings.instance() as instance:
+    with home_instance() as instance:
         launched = materialize_experiment(
             made_up.defs(), "made_up", instance=instance, store=CellStore(settings.store_url()), assets=["training_set"]
         )

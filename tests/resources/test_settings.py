@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from resources import settings
+from resources.instance import home_instance
 
 pytestmark = pytest.mark.quick
 
@@ -69,5 +70,5 @@ def test_a_new_home_of_an_installed_wheel_gets_the_settings_that_the_wheel_holds
     assert settings.instance_settings() is None, "an editable installation without its checkout"
     (tmp_path / "dioptra_assets" / "dagster.yaml").write_text("telemetry: {enabled: false}")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    with settings.instance():
+    with home_instance():
         assert (tmp_path / "home" / "dagster.yaml").read_text() == "telemetry: {enabled: false}"

@@ -14,6 +14,7 @@ import pytest
 
 from dioptra_assets.dagster_internals import InstanceRef
 from resources import settings, sqlite
+from resources.instance import home_instance
 from tests.conftest import ROOT
 from tests.dagster_internals import make_new_run_id
 
@@ -49,7 +50,7 @@ def partitions(instance: dg.DagsterInstance) -> set[str]:
 
 
 def test_a_database_is_opened_once(folder: Path, opened: list[str]) -> None:
-    with settings.instance() as instance:
+    with home_instance() as instance:
         report(instance, "first")
         opened.clear()
         for number in range(20):
@@ -78,7 +79,7 @@ def test_the_database_of_a_run_is_made_once_and_then_copied(folder: Path, monkey
         made.append(for_index_shard)
         real(storage, engine, for_index_shard)
 
-    with settings.instance() as instance:
+    with home_instance() as instance:
         monkeypatch.setattr(sqlite.SqliteEventLogStorage, "_initdb", counted)
         runs = [make_new_run_id() for _ in range(5)]
         logs = [log_of(instance, run) for run in runs]
@@ -94,7 +95,7 @@ def test_the_database_of_a_run_is_made_once_and_then_copied(folder: Path, monkey
 
 def test_the_log_of_a_run_that_another_process_has_begun_is_not_replaced(folder: Path) -> None:
     run_id = make_new_run_id()
-    with settings.instance() as instance, dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as other:
+    with home_instance() as instance, dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as other:
         log_of(instance, make_new_run_id())
         log_of(other, run_id)
         path = Path(other.event_log_storage.path_for_shard(run_id))  # type: ignore[attr-defined]
@@ -108,7 +109,7 @@ def test_a_home_that_dagster_kept_is_the_same_home(folder: Path) -> None:
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder))) as plain:
         report(plain, "before")
-        with settings.instance() as kept:
+        with home_instance() as kept:
             assert type(kept.event_log_storage).__module__ == sqlite.__name__
             assert partitions(kept) == {"before"}
             report(kept, "since")
@@ -120,23 +121,23 @@ def test_a_home_that_dagster_kept_is_the_same_home(folder: Path) -> None:
 def test_a_home_elsewhere_is_left_to_where_it_is(folder: Path) -> None:
     storage = "storage: {postgres: {postgres_url: {env: NOBODY_HAS_SET_THIS}}}\n"
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n" + storage)
-    with pytest.raises(Exception, match="NOBODY_HAS_SET_THIS"), settings.instance():
+    with pytest.raises(Exception, match="NOBODY_HAS_SET_THIS"), home_instance():
         pass
 
 
 def test_what_was_wiped_is_gone_and_what_comes_after_is_kept(folder: Path) -> None:
-    with settings.instance() as instance:
+    with home_instance() as instance:
         report(instance, "before")
         instance.wipe()
         assert partitions(instance) == set()
         report(instance, "since")
         assert partitions(instance) == {"since"}
-    with settings.instance() as instance:
+    with home_instance() as instance:
         assert partitions(instance) == {"since"}
 
 
 def test_the_projects_settings_open_it_the_same_way(folder: Path) -> None:
-    with settings.instance() as instance:
+    with home_instance() as instance:
         report(instance, "here")
     with dg.DagsterInstance.get() as instance:  # as the web server and the daemon do, with DAGSTER_HOME set
         assert type(instance.event_log_storage).__module__ == sqlite.__name__
@@ -154,5 +155,5 @@ def test_dagster_records_in_the_home_whatever_the_shell_says(tmp_path: Path, mon
     with dg.DagsterInstance.from_ref(temporary) as instance:
         report(instance, "made")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "checkout"))
-    with settings.instance() as instance:
+    with home_instance() as instance:
         assert partitions(instance) == {"made"}
