@@ -22,7 +22,7 @@ MLFLOW_PORT ?= 5000
 # Byte code is compiled once at installation: it halves the time of every import of TensorFlow.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-quick test-all coverage lint format docs bench lock pictures release-check clean
+.PHONY: setup demo ui mlflow worker services-up services-down services-restart test test-quick test-all dagster-newest coverage lint format docs bench lock pictures release-check clean
 
 setup: .venv/.installed $(if $(GPU),.venv/.gpu)
 
@@ -76,6 +76,9 @@ test-all: setup  ## Every test, slow proofs too.
 coverage: setup  ## The quick tests, and the share of lines they reach; the floor is in pyproject.toml.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "quick and not heavy and not slow" \
 		--cov --cov-report=term:skip-covered $$(grep -rl --include='test_*.py' 'pytest.mark.quick' tests)
+
+dagster-newest: setup  ## What of Dagster's internals the newest release no longer has.
+	$(BIN)/uv run --quiet --isolated --no-project --with dagster python tests/dagster_canary.py
 
 lint: setup  ## Style, spelling, types, dependencies declared as used, and the experiment files.
 	$(BIN)/ruff check .
