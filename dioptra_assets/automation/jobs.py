@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from dioptra_assets.registered_versions.asked_runs import UNFINISHED
+from dioptra_assets.dagster_internals import NOT_FINISHED_STATUSES
 from dioptra_assets.registered_versions.follow import record
 from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import materialize_experiment
@@ -19,7 +19,7 @@ EXPERIMENT_TAG = "dioptra/experiment"
 
 def unfinished_night(instance: dg.DagsterInstance, experiment: str) -> dg.DagsterRun | None:
     """The run of the job for an experiment that has not ended, if there is one."""
-    wanted = dg.RunsFilter(job_name=NIGHTLY_JOB, tags={EXPERIMENT_TAG: experiment}, statuses=UNFINISHED)
+    wanted = dg.RunsFilter(job_name=NIGHTLY_JOB, tags={EXPERIMENT_TAG: experiment}, statuses=NOT_FINISHED_STATUSES)
     return next(iter(instance.get_runs(wanted, limit=1)), None)
 
 

@@ -30,7 +30,6 @@ OP = "run_entry_point"
 # Run tags that say what a job was and what came of it.
 ENTRY_POINT_TAG, MLFLOW_RUN_TAG, CELL_TAG = "dioptra/entry_point", "dioptra/mlflow_run_id", "dioptra/cell"
 
-ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
 
 POLL_SECONDS = 1.0
 
@@ -101,7 +100,7 @@ def _await(instance: dg.DagsterInstance, jobs: list[str], log: Callable[[str], N
             run = instance.get_run_by_id(job)
             if run is None:
                 raise dg.Failure(f"depends_on: there is no job {job!r}", allow_retries=False)
-            if run.status in ENDED:
+            if run.is_finished:
                 break
             log(f"waiting for job {job} ({run.status.value})")
             time.sleep(POLL_SECONDS)

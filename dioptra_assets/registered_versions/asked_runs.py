@@ -13,6 +13,7 @@ from dioptra_assets.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     HIDDEN_TAG_PREFIX,
+    NOT_FINISHED_STATUSES,
 )
 from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import ExperimentSpec
@@ -23,13 +24,6 @@ WATCH_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_watch"
 TABLE_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_versions"
 # The versions that a run is for.
 VERSIONS_TAG = "dioptra/registered_models"
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 ENDED_BADLY = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 # How often it is asked whether a run has ended, in s.
 ASK_SECONDS = 0.25
@@ -58,7 +52,9 @@ class AskedRuns:
         """The versions that runs are at work on, and how many runs there are by the dimensions of their range."""
         busy: set[str] = set()
         kinds: Kinds = {}
-        for run in self.instance.get_runs(dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=UNFINISHED)):
+        for run in self.instance.get_runs(
+            dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=NOT_FINISHED_STATUSES)
+        ):
             busy |= self._covered(run)
             kind = self._kind(run)
             kinds[kind] = kinds.get(kind, 0) + 1

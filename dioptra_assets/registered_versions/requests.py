@@ -6,7 +6,8 @@ import dagster as dg
 
 from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.registered_models import VERSIONS
-from dioptra_assets.registered_versions.asked_runs import TABLE_TAG, UNFINISHED, VERSIONS_TAG, WATCH_TAG, Kinds
+from dioptra_assets.dagster_internals import NOT_FINISHED_STATUSES
+from dioptra_assets.registered_versions.asked_runs import TABLE_TAG, VERSIONS_TAG, WATCH_TAG, Kinds
 from dioptra_assets.registered_versions.planning import Todo, Wanted, runs
 from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
@@ -68,7 +69,7 @@ def versions_table(
     last = instance.get_run_records(dg.RunsFilter(tags={TABLE_TAG: branch.name}), limit=1)
     if not judged_at or (last and last[0].create_timestamp.timestamp() >= max(judged_at) - 1):
         return []
-    if instance.get_runs_count(dg.RunsFilter(tags={WATCH_TAG: branch.name}, statuses=UNFINISHED)):
+    if instance.get_runs_count(dg.RunsFilter(tags={WATCH_TAG: branch.name}, statuses=NOT_FINISHED_STATUSES)):
         return []
     tags = {WATCH_TAG: branch.name, TABLE_TAG: branch.name}
     return [dg.RunRequest(asset_selection=[asset_key(branch, VERSIONS)], tags=tags)]

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -103,7 +103,12 @@ class Attack(BaseModel, ABC, frozen=True, extra="forbid"):
 
     A subclass sets `method` to its own name and says how it perturbs a batch; everything else an adversarial set must
     hold to (every row once, the box, finite numbers, provenance) is seen to by :func:`perturb_set`.
+
+    Attributes:
+        one_step: of the class: it takes a single step up the gradient, so that a stronger attack is still to be tried.
     """
+
+    one_step: ClassVar[bool] = False
 
     method: str
     engine: Literal["compiled", "art"] = Field(

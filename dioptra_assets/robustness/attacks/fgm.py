@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -44,6 +44,8 @@ class FastGradientMethod(Attack, frozen=True, extra="forbid"):
     The index then has the column `found` (bool): whether the image, as it stands in the set, is where the attack wants
     it.
     """
+
+    one_step: ClassVar[bool] = True
 
     method: Literal["fgm"] = "fgm"
     eps: float = Field(

@@ -31,8 +31,6 @@ WORST_CASE_COLUMNS = {
     "attacks": "the attack configs, each with the models that its images were made on",
     "one_step": "whether they all take a single step, so that a stronger attack is still to be tried",
 }
-# Attacks that take one step up the gradient, by method.
-ONE_STEP = frozenset({"fgm"})
 
 
 def threat(config: Any) -> str:
@@ -89,7 +87,7 @@ class WorstCase:
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high}
             attacks = self._attacks[key]
             told = [f"{attack} (made on {', '.join(dict.fromkeys(sources))})" for attack, sources in attacks.items()]
-            one_step = all(self._configs[attack].method in ONE_STEP for attack in attacks)
+            one_step = all(self._configs[attack].one_step for attack in attacks)
             rows.append(row | {"n": len(self._clean[key]), "attacks": ", ".join(told), "one_step": one_step})
         return pd.DataFrame(rows, columns=[*WORST_CASE_COLUMNS])
 
