@@ -1,6 +1,6 @@
 """Write docs/reference/command-line.md from the commands themselves: `python -m docs.command_line`.
 
-It is typer's own page (`typer dioptra_assets.command_line.app utils docs`), with the whole first sentence of each command
+It is the page of `typer dioptra_assets.command_line.app utils docs`, with the whole first sentence of each command
 in the list.
 """
 

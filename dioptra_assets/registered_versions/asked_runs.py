@@ -62,11 +62,12 @@ class AskedRuns:
 
     def one_has_ended(self, seconds: float) -> bool:
         """Wait until one of the runs at work has ended; False where there is none, or none ends in so many seconds."""
-        ours = dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=UNFINISHED)
+        ours = dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=NOT_FINISHED_STATUSES)
         at_work = [run.run_id for run in self.instance.get_runs(ours)]
         until = time.monotonic() + seconds
         while at_work and time.monotonic() < until:
-            if self.instance.get_runs_count(dg.RunsFilter(run_ids=at_work, statuses=UNFINISHED)) < len(at_work):
+            unfinished = dg.RunsFilter(run_ids=at_work, statuses=NOT_FINISHED_STATUSES)
+            if self.instance.get_runs_count(unfinished) < len(at_work):
                 return True
             time.sleep(ASK_SECONDS)
         return False

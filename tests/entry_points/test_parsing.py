@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dioptra_assets.entry_points.demos import ENTRY_POINTS
+from dioptra_assets.entry_points.demos import ENTRY_POINTS, entry_point
 from dioptra_assets.entry_points.help import parameters_table
 from dioptra_assets.entry_points.model import EntryPointError, Target
 from dioptra_assets.entry_points.parsing import config_of, parse_kwargs, parse_parameters, target_of
@@ -280,7 +280,7 @@ def test_parameters_name_the_cell_and_the_model_worked_on(name: str, kwargs: str
 )
 def test_a_wrong_parameter_is_refused_in_one_sentence(name: str, kwargs: str, message: str):
     with pytest.raises(EntryPointError) as caught:
-        parse_parameters(ENTRY_POINTS[name], kwargs.split())
+        parse_parameters(entry_point(name), kwargs.split())
     assert str(caught.value).startswith(message)
 
 
