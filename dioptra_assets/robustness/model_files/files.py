@@ -27,7 +27,7 @@ from dioptra_assets.robustness.model_files.checks import (
 )
 from dioptra_assets.robustness.model_files.config import RESAVE, UnsafeModelError
 from dioptra_assets.robustness.model_files.tensors import check_tensors
-from dioptra_assets.robustness.model_variables import WeightlessVariables, make_real, parts
+from dioptra_assets.robustness.model_files.variables import WeightlessVariables, make_real, parts
 
 if TYPE_CHECKING:
     import keras

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dioptra_assets.robustness import model_variables
+from dioptra_assets.robustness.model_files import variables
 from dioptra_assets.robustness.model_files.files import load_model, save_model, weights_digest
-from dioptra_assets.robustness.model_variables import parts
+from dioptra_assets.robustness.model_files.variables import parts
 from tests.conftest import ROOT
 
 SIDE = 5_000
@@ -71,7 +71,7 @@ def test_large_layers_are_those_that_were_saved_and_can_be_trained(
     made, path = model(), tmp_path / f"model{suffix}"
     made.save(path)
     digest = weights_digest(made)
-    monkeypatch.setattr(model_variables, "LARGE", 2)
+    monkeypatch.setattr(variables, "LARGE", 2)
     loaded: Any = load_model(path)
     assert weights_digest(loaded) == weights_digest(made) == digest
     images, labels = np.random.default_rng(0).random((6, 8, 8, 1), np.float32), np.arange(6) % 3
@@ -98,7 +98,7 @@ def test_large_layers_of_other_numbers_are_made_those_of_the_model(
             value = np.asarray(weights[name])
             del weights[name]
             weights[name] = value.astype(kind)
-    monkeypatch.setattr(model_variables, "LARGE", 2)
+    monkeypatch.setattr(variables, "LARGE", 2)
     loaded: Any = load_model(tmp_path / "model.h5")
     for mine, theirs in zip(loaded.weights, made.weights, strict=True):
         assert mine.dtype == "float32"
@@ -107,7 +107,7 @@ def test_large_layers_of_other_numbers_are_made_those_of_the_model(
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 5), (7, 2), (1, 9), (5, 3, 2)])
 def test_parts_cover_an_array_in_order(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_variables, "LARGE", 5)
+    monkeypatch.setattr(variables, "LARGE", 5)
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     cut = [array[part] for part in parts(shape)]
     assert b"".join(part.tobytes() for part in cut) == array.tobytes()
