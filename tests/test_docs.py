@@ -12,6 +12,7 @@ import pytest
 
 import dioptra_assets as da
 from docs import command_line, fields, records
+from tests.test_rooms import ARROWS
 
 pytestmark = pytest.mark.quick
 
@@ -64,6 +65,15 @@ def test_every_make_target_that_a_page_names_is_there(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE))
     assert named <= targets
+
+
+def test_the_page_of_the_architecture_names_every_room() -> None:
+    table = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {room for room in ARROWS if room != "package"}
+    assert {room for room in rooms if not re.search(rf"`(dioptra_assets/)?{room}(/|\.py)`", table)} == set()
+    drawn = (ROOT / "docs" / "images" / "rooms.svg").read_text()
+    files = {"__main__", "broken_experiments", "dagster_internals", "progress"}  # too small for a box
+    assert {room for room in rooms - files if f">{room}<" not in drawn} == set()
 
 
 def test_every_setting_that_the_code_reads_is_explained_on_a_page() -> None:
