@@ -1,6 +1,6 @@
 """Files of models from outside are tried in a process of their own first.
 
-What a file asks for is bounded before it is loaded (`model_file_checks`, `model_tensors`), but libraries of native code
+What a file asks for is bounded before it is loaded (`checks.py`, `tensors.py`), but libraries of native code
 read it, and a fault in one of them ends the process at once, with everything else that the process does. So a file that
 nobody here has loaded before is loaded, and called once, by a process that may end: it costs the start of TensorFlow,
 some seconds, once for each content, or nearly nothing where that process can be forked off one that has imported it
