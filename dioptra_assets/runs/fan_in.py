@@ -2,6 +2,8 @@
 
 Dagster looks at every input cell one by one, and therefore at none where there are a hundred of an asset. Here all
 cells that were made since are asked for at once: what they hold, and what they held.
+
+Why: docs/decisions/0039-stale-cells-in-bulk.md
 """
 
 from collections.abc import Collection, Mapping

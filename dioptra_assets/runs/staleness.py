@@ -4,6 +4,8 @@ Dagster's own resolver asks its storage several times a cell, and looks at no in
 last materialization of every cell is read in pages, and what its inputs held then and hold now is asked once for each
 moment at which cells were made. What is unlike the assets of this project is left to the resolver, and the tests hold
 the two against each other.
+
+Why: docs/decisions/0039-stale-cells-in-bulk.md
 """
 
 from collections import defaultdict
