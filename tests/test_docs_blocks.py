@@ -22,7 +22,7 @@ from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from typer.testing import CliRunner
 
 from dioptra_assets import definitions
-from dioptra_assets.command_line import app
+from dioptra_assets.command_line import app, overview
 from partitions.experiments import ExperimentFile, parse_experiment
 from tests.conftest import EXPERIMENT, ROOT, Lab, enter, skeleton
 
@@ -123,6 +123,7 @@ def at_home(project: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     enter(monkeypatch, project)
     monkeypatch.chdir(project.home)
     monkeypatch.setattr(definitions, "defs", project.defs)
+    monkeypatch.setattr(overview, "defs", project.defs)
     monkeypatch.setattr(definitions.experiment_spec, "__defaults__", (package,))
     monkeypatch.setattr(definitions.mistakes, "__defaults__", (None, package))
     yield project

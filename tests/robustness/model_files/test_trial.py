@@ -112,14 +112,15 @@ def nothing_but(children: set[psutil.Process], seconds: float = 5) -> bool:
 FORKED = """
 import os, sys, time
 import keras
-from dioptra_assets.robustness import forked_trials, model_trial
+from dioptra_assets.robustness import forked_trials
+from dioptra_assets.robustness.model_files import trial
 from resources.tracking.client import file_sha256
 
-model_trial.prepare_forking()
+trial.prepare_forking()
 path, begun = sys.argv[1], os.times()
 assert forked_trials.there_is_one()
 for digest in ("one", "two"):
-    model_trial.try_model(path, digest, (8, 8, 1))
+    trial.try_model(path, digest, (8, 8, 1))
     keras.saving.load_model(path)  # what is run here hangs no later trial
 ended = os.times()
 print(ended.children_user - begun.children_user)
