@@ -60,10 +60,18 @@ from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, 
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
-# An executor that watches its Celery tasks: `dagster-celery` itself does not notice a worker that was killed.
+# An executor that watches its Celery tasks: `dagster-celery` itself does not notice a worker that was killed. Dagster's
+# own integrations build on these names, and it exports none of them.
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.step_delegating import (
+    CheckStepHealthResult,
+    StepDelegatingExecutor,
+    StepHandler,
+    StepHandlerContext,
+)
+from dagster._serdes import pack_value
 
 # Databases of a home that stay open between two questions. A setting of Dagster's storages would replace these.
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage

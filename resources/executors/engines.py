@@ -40,6 +40,7 @@ ENGINES = {
 }
 # The queue of steps in the pool `gpu`; everything else goes to Dagster's own.
 GPU_QUEUE = "gpu"
+QUEUE_TAG = "dagster-celery/queue"
 # What a Ray job must know and a node may not: names of places, no passwords, since Ray shows them to whoever looks.
 RAY_SETTINGS = (
     "DAGSTER_HOME",
@@ -86,7 +87,7 @@ def executor() -> dg.ExecutorDefinition:
     if name == "multiprocess":
         return dg.multiprocess_executor
     if name == "celery":
-        return import_module("resources.executors.celery").watched_celery_executor.configured(celery_config())
+        return import_module("resources.executors.celery").celery_executor
     if name == "ray":
         present = [variable for variable in RAY_SETTINGS if variable in os.environ]
         address = os.environ.get("RAY_ADDRESS", "http://127.0.0.1:8265")
@@ -121,7 +122,7 @@ def gpu_tags() -> Mapping[str, Any]:
     """
     gpus = gpus_per_cell()
     tags: dict[str, Any] = {
-        "dagster-celery/queue": GPU_QUEUE,
+        QUEUE_TAG: GPU_QUEUE,
         "dagster-ray/config": json.dumps({"num_gpus": gpus}),
     }
     if gpus:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -128,34 +129,32 @@ def test_a_job_that_leads_runs_is_no_work_for_the_workers_it_waits_for(
 
 def test_a_broker_that_is_away_for_a_moment_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from celery import Celery
-    from celery.exceptions import WorkerLostError
 
     from resources.executors import celery
 
     if shutil.which("redis-server") is None:
         pytest.skip("there is no redis-server on this machine")
-    monkeypatch.setattr(celery, "AWAY_SECONDS", 30.0)
+    monkeypatch.setattr(celery, "ANSWER_SECONDS", 0.2)
     port, said = clusters.free_port(), list[str]()
     url = f"redis://127.0.0.1:{port}/0"
     with clusters.redis(port, tmp_path):
         app = Celery(broker=url, backend=url, set_as_current=False)
         task = celery.WatchedTask(app, app.AsyncResult("a step"), "gpu", said.append)
-        lost = celery.WatchedTask(app, app.AsyncResult("another"), "gpu", said.append)
-        assert not task.ready()
-        app.backend.store_result("a step", None, "STARTED")
-    assert not task.ready() and not task.ready()
-    assert len(said) == 1 and said[0].startswith("the broker of Celery does not answer, it is waited for 30 s")
+        assert task.why_lost() is None
+        assert said == ["no Celery worker serves the queue 'gpu': start one with `make worker`"]
+        app.backend.store_result("a step", {"hostname": "gpu0@here"}, "STARTED")
+    assert task.why_lost() is None and task.why_lost() is None
+    assert len(said) == 2 and said[1].startswith("the broker of Celery does not answer, it is waited for 300 s")
     monkeypatch.setattr(celery, "AWAY_SECONDS", 0.0)
-    lost.ready()
-    time.sleep(0.01)
-    assert lost.ready()
-    with pytest.raises(WorkerLostError, match="the broker of Celery has not answered for 0 s"):
-        lost.get()
-    monkeypatch.setattr(celery, "AWAY_SECONDS", 30.0)
+    assert str(task.why_lost()).startswith("the broker of Celery has not answered for 0 s")
+    monkeypatch.setattr(celery, "AWAY_SECONDS", 300.0)
     with clusters.redis(port, tmp_path):
         assert app.AsyncResult("a step").state == "STARTED"  # it keeps what it was told
+        assert task.why_lost() is None  # it finds that its connection was closed
+        assert [task.why_lost() for _ in range(celery.SILENCES)] == [None] * celery.SILENCES  # the first begins anew
+        assert task.why_lost() == "Celery worker gpu0@here was lost while it ran this step"
         app.backend.store_result("a step", "its events", "SUCCESS")
-        assert task.ready() and task.get() == "its events"
+        assert task.why_lost() is None
 
 
 def test_a_step_is_submitted_again_while_the_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +196,7 @@ def test_a_killed_celery_worker_is_noticed_and_the_cell_computed_by_the_next(
 ) -> None:
     from resources.executors import celery
 
-    monkeypatch.setattr(celery, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(celery, "ASK_SECONDS", 1)
     monkeypatch.setattr(celery, "ANSWER_SECONDS", 0.5)
     monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
     before, log = versions(lab), lab.folder / "worker.log"
@@ -219,8 +218,64 @@ def test_a_killed_celery_worker_is_noticed_and_the_cell_computed_by_the_next(
         thread.join()
     assert [cell.path for cell in launched.failed] == ["tiny/adversarial_set/" + "/".join(SETS[0])]
     assert "lost" in next(iter(launched.failed.values())) or "WorkerLostError" in str(launched.failed)
+    with lab.instance() as instance:
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+    assert run.tags["dagster/failure_reason"] == "RUN_EXCEPTION"  # that of a step would not be retried
     with clusters.celery_worker(broker, lab.folder / "next.log", surroundings(lab)):
         assert not lab.materialize().failed
+    assert versions(lab) == before
+
+
+@pytest.mark.slow
+def test_a_step_that_has_begun_is_done_while_the_broker_is_away(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server on this machine")
+    port, before, log = clusters.free_port(), versions(lab), lab.folder / "worker.log"
+    monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", f"redis://127.0.0.1:{port}/0")
+    forget(lab, SETS[0])
+    with ExitStack() as first:
+        first.enter_context(clusters.redis(port, lab.folder))
+        with clusters.celery_worker(f"redis://127.0.0.1:{port}/0", log, surroundings(lab)):
+
+            def stop() -> None:
+                while b"received" not in log.read_bytes():
+                    time.sleep(0.05)
+                first.close()
+
+            thread = threading.Thread(target=stop)
+            thread.start()
+            monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+            launched = lab.materialize()
+            thread.join()
+    assert not launched.failed and len(launched.computed) == 1
+    assert versions(lab) == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_takes_its_step_back_from_the_worker_that_has_begun_it(
+    lab: Lab, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIOPTRA_ASSETS_CELERY_BROKER", broker)
+    before, log = versions(lab), lab.folder / "worker.log"
+    forget(lab, SETS[0])
+    with clusters.celery_worker(broker, log, surroundings(lab)):
+
+        def interrupt() -> None:
+            while b"received" not in log.read_bytes():
+                time.sleep(0.05)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
+        with pytest.raises((KeyboardInterrupt, dg.DagsterExecutionInterruptedError)):
+            lab.materialize()
+        thread.join()
+        assert versions(lab).keys() != before.keys()
+        launched = lab.materialize()  # by the same worker
+        assert not launched.failed and len(launched.computed) == 1
+    assert b"DagsterExecutionInterruptedError" in log.read_bytes()
     assert versions(lab) == before
 
 
