@@ -78,7 +78,7 @@ coverage: setup  ## The quick tests, and the share of lines they reach; the floo
 		--cov --cov-report=term:skip-covered $$(grep -rl --include='test_*.py' 'pytest.mark.quick' tests)
 
 dagster-newest: setup  ## What of Dagster's internals the newest release no longer has.
-	$(BIN)/uv run --quiet --isolated --no-project --with dagster python tests/dagster_canary.py
+	$(BIN)/uv run --quiet --isolated --no-project --with dagster --with dagster-celery python tests/dagster_canary.py
 
 lint: setup  ## Style, spelling, types, dependencies declared as used, and the experiment files.
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
-"""What of `dioptra_assets/dagster_internals.py` the release of Dagster at hand does not have.
+"""What the release of Dagster at hand lacks of `dioptra_assets/dagster_internals.py` and of the Celery executor.
 
-As a script it needs Dagster alone: `make dagster-newest` asks the newest release.
+As a script it needs Dagster and dagster-celery alone: `make dagster-newest` asks the newest release.
 """
 
 import ast
@@ -8,15 +8,19 @@ import importlib
 import sys
 from pathlib import Path
 
-ROOM = Path(__file__).parents[1] / "dioptra_assets" / "dagster_internals.py"
+ROOT = Path(__file__).parents[1]
+ROOM = ROOT / "dioptra_assets" / "dagster_internals.py"
+# dagster-celery documents nothing of what a worker of one's own needs.
+CELERY = [ROOT / "resources" / "executors" / name for name in ("celery.py", "celery_app.py")]
 
 
-def lacking(room: Path = ROOM) -> list[str]:
-    """The names that cannot be imported, as `module.name`."""
+def lacking(*files: Path) -> list[str]:
+    """The names of Dagster's packages that cannot be imported, as `module.name`."""
     return [
         f"{node.module}.{alias.name}"
-        for node in ast.walk(ast.parse(room.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module
+        for file in files or (ROOM, *CELERY)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("dagster.", "dagster_celery"))
         for alias in node.names
         if not _is_there(node.module, alias.name)
     ]

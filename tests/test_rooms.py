@@ -105,12 +105,14 @@ def test_the_pinned_release_of_dagster_has_all_that_the_room_names() -> None:
 
 def test_what_a_release_of_dagster_lacks_is_named(tmp_path: Path) -> None:
     room = tmp_path / "room.py"
-    room.write_text("from dagster._core.storage.tags import NOT_THERE\nfrom dagster._gone import x\n")
+    room.write_text(
+        "from dagster._core.storage.tags import NOT_THERE\nfrom dagster._gone import x\nfrom dagster_celery import y\n"
+    )
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "dagster_canary.py", room], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["dagster._core.storage.tags.NOT_THERE", "dagster._gone.x"]
+    assert done.stderr.splitlines() == ["dagster._core.storage.tags.NOT_THERE", "dagster._gone.x", "dagster_celery.y"]
 
 
 def _modules() -> dict[str, Path]:
