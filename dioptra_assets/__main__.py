@@ -1,4 +1,4 @@
-"""Where the command `dioptra-assets` begins: signals are watched before anything that takes time is imported."""
+"""Start of the command `dioptra-assets`: signals are handled before any slow import."""
 
 import gc
 
@@ -7,13 +7,13 @@ from resources.imports import loading
 
 
 def main() -> None:
-    """The command line; a second interruption changes nothing, and one during imports is no traceback."""
+    """Run the command line. An interrupt gives one line, never a traceback, even during imports."""
     interrupts.watch()
     try:
         with loading():
             from dioptra_assets.command_line import app
 
-            gc.freeze()  # a process of this command alone: see `loading`
+            gc.freeze()  # safe: the process runs this command alone, see `loading`
         app.main()
     except interrupts.Interrupted:
         interrupts.leave()

@@ -67,7 +67,7 @@ def experiment_spec(name: str, package: Path = Path(__file__).parent) -> Experim
     path = package / "defs" / name / "defs.yaml"
     if not path.is_file():
         known = sorted(folder.parent.name for folder in path.parent.parent.glob("*/defs.yaml"))
-        raise UnknownExperimentError(f"there is no experiment {name!r}, there are {', '.join(known)}")
+        raise UnknownExperimentError(f"there is no experiment {name!r}, available: {', '.join(known)}")
     return parse_experiment(name, read_attributes(path), str(path.parent.resolve()))
 
 

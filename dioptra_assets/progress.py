@@ -1,7 +1,7 @@
-"""What a launch is doing: told by the launch and by the cells that it computes, shown by whoever listens.
+"""Progress of a launch: reported by the launch and its cells, shown by whoever listens.
 
-A process leads one launch at a time, so there is one board. Cells that another process computes are counted, and say
-nothing from within.
+A process leads one launch at a time, so there is one board. Cells computed by another process are only counted, they
+report no progress of their own.
 """
 
 import statistics
@@ -13,8 +13,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Seconds a cell of the experiment `digits` took on two cores, for a home that has computed none. The first that trains
-# or attacks also imports TensorFlow.
+# Seconds per cell of the experiment `digits` on two cores, used until a home has its own measurements. The first cell
+# that trains or attacks also imports TensorFlow.
 FIRST_GUESSES: Mapping[str, float] = {
     "digits/testing_set": 4.0,
     "digits/training_set": 0.3,
@@ -36,19 +36,18 @@ FIRST_GUESSES: Mapping[str, float] = {
 
 @dataclass
 class Board:
-    """What is known of a launch.
+    """State of a launch.
 
     Attributes:
-        expected: asset -> how many of its cells are still to be computed, as far as is known before what they are made
-            from has been computed; in the order they come.
-        remembered: asset -> seconds that a cell of it took in earlier launches.
-        asset: the one that is computed now, empty before the first.
-        cell: the last cell that said something from within, empty before that.
-        within: what it said, such as "attacked 512 of 1,437".
+        expected: number of cells still to compute per asset, in order, as far as known before their inputs exist.
+        remembered: seconds per cell of each asset in earlier launches.
+        asset: the asset being computed, empty before the first.
+        cell: the last cell that reported progress, empty before that.
+        within: what it reported, such as "attacked 512 of 1,437".
         share: how much of that cell is done, from 0 to 1.
-        left: cells of this asset that are still to be computed.
+        left: cells of this asset still to compute.
         of: cells of this asset that this launch computes.
-        computed: cells that this launch has computed.
+        computed: cells computed by this launch so far.
     """
 
     expected: dict[str, int] = field(default_factory=dict)
@@ -65,21 +64,21 @@ class Board:
 
     @property
     def total(self) -> int:
-        """Cells that this launch computes, those of later assets as they are expected."""
+        """Cells that this launch computes, including those expected of later assets."""
         return self.computed + self.left + sum(self._later().values())
 
     def begin(self, asset: str, cells: int) -> None:
-        """The next asset, of which so many cells are computed; zero where all are up to date."""
+        """Begin the next asset, with this many cells to compute; zero if all are up to date."""
         self.asset, self.cell, self.within, self.share, self.left, self.of = asset, "", "", 0.0, cells, cells
         self.expected[asset] = 0
         self._since = time.monotonic()
 
     def said(self, cell: str, within: str, share: float) -> None:
-        """A cell says how far it is."""
+        """Record the progress of a cell."""
         self.cell, self.within, self.share = cell, within, share
 
     def ended(self, *, failed: bool = False) -> None:
-        """A cell has ended."""
+        """Record the end of a cell."""
         now = time.monotonic()
         self.left, self.share, self.within = max(0, self.left - 1), 0.0, ""
         if not failed:
@@ -88,7 +87,7 @@ class Board:
         self._since = now
 
     def seconds_left(self) -> float | None:
-        """How long the launch will still take, as far as durations are known; None where one is not."""
+        """Estimated seconds until the launch ends, None if the duration of an asset is not known yet."""
         total, guessed = 0.0, self._pace()
         for asset, cells in [(self.asset, self.left), *self._later().items()]:
             if not cells:
@@ -107,7 +106,7 @@ class Board:
 
     def _cell_seconds(self, asset: str, pace: float) -> float | None:
         if measured := self._seconds.get(asset):
-            # The first cell may have imported what the others find.
+            # The first cell may include the time of imports.
             return statistics.fmean(measured[1:] or measured)
         if asset == self.asset and self.share > 0.05:
             return (time.monotonic() - self._since) / self.share
@@ -116,7 +115,7 @@ class Board:
         return FIRST_GUESSES[asset] * pace if asset in FIRST_GUESSES else None
 
     def _pace(self) -> float:
-        """How much slower than the first guesses this machine has been until now."""
+        """How much slower this machine has been than the first guesses."""
         known = [(FIRST_GUESSES[a], s) for a, seconds in self._seconds.items() for s in seconds if a in FIRST_GUESSES]
         guessed, taken = sum(guess for guess, _ in known), sum(seconds for _, seconds in known)
         return taken / guessed if guessed > 5 else 1.0
@@ -129,7 +128,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def board() -> Iterator[Board]:
-    """The board of a launch: a new one, or that of the launch under way that this is part of."""
+    """The board of a launch: a new one, or that of the enclosing launch."""
     if _boards:
         yield _boards[0]
         return
@@ -142,7 +141,7 @@ def board() -> Iterator[Board]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have a listener called with the board, and whether an asset begins, whenever something changes."""
+    """Call a listener on every change, with the board and whether an asset begins."""
     _listeners.append(listener)
     try:
         yield
@@ -152,27 +151,27 @@ def listening(listener: Listener) -> Iterator[None]:
 
 def begin(asset: str, cells: int) -> None:
     """See :meth:`Board.begin`."""
-    for one in _boards:
-        one.begin(asset, cells)
-        _tell(one, True)
+    for board in _boards:
+        board.begin(asset, cells)
+        _tell(board, True)
 
 
 def said(cell: str, within: str, share: float) -> None:
     """See :meth:`Board.said`."""
-    for one in _boards:
-        one.said(cell, within, share)
-        _tell(one, False)
+    for board in _boards:
+        board.said(cell, within, share)
+        _tell(board, False)
 
 
 def ended(*, failed: bool = False) -> None:
     """See :meth:`Board.ended`."""
-    for one in _boards:
-        one.ended(failed=failed)
-        _tell(one, False)
+    for board in _boards:
+        board.ended(failed=failed)
+        _tell(board, False)
 
 
 def counted(keys: Iterable[T], failures: Sized) -> Iterator[T]:
-    """The keys of cells, each said to have ended when the next is asked for, and to have failed where failures grew."""
+    """Iterate over the keys of cells, and report each as ended (failed if failures grew) when the next is requested."""
     for key in keys:
         before = len(failures)
         yield key
@@ -180,13 +179,13 @@ def counted(keys: Iterable[T], failures: Sized) -> Iterator[T]:
 
 
 def kept() -> str:
-    """How many cells the launch that is under way has computed, for who interrupts it."""
+    """How many cells the current launch has computed, printed when it is interrupted."""
     count = _boards[0].computed if _boards else 0
-    return f"{count} {'cell' if count == 1 else 'cells'} kept; the same command goes on"
+    return f"{count} {'cell' if count == 1 else 'cells'} kept; run the same command to continue"
 
 
 def clock(seconds: float | None) -> str:
-    """A time as a person says it: `about 5 s`, `about 1 min 20 s`, `about 2 h 10 min`, or that it is not known."""
+    """Time left in words: `about 5 s left`, `about 1 min 20 s left`, `about 2 h 10 min left`, or not known yet."""
     if seconds is None:
         return "time left not known yet"
     whole = round(seconds)

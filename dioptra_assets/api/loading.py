@@ -172,6 +172,7 @@ def materialize(
     """
     from dioptra_assets.definitions import defs, experiment_spec
     from dioptra_assets.runs.launch import UnknownExperimentError, materialize_experiment
+    from dioptra_assets.runs.selection import Selection
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings(), home_instance() as instance:
@@ -183,7 +184,7 @@ def materialize(
             if not spec.dynamic:
                 keep_to_claim(store, experiment, spec.folder, spec.digest)
         return materialize_experiment(
-            defs(), experiment, instance=instance, store=store, log=log, assets=assets, cells=cells
+            defs(), experiment, instance=instance, store=store, log=log, only=Selection(assets, cells)
         )
 
 

@@ -35,14 +35,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _settings(
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which this is.")] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Adversarial robustness of image classifiers, as a graph of Dagster assets."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 Experiment = Annotated[
-    str, typer.Argument(help="Name of an experiment, e.g. digits.", autocompletion=completion.experiments)
+    str, typer.Argument(help="Name of the experiment, for example digits.", autocompletion=completion.experiments)
 ]
 
 
@@ -52,27 +52,27 @@ def materialize(
     asset: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this asset and what it is made from, e.g. model; `model+`: and what is made from it.",
+            help="Compute only this asset and its inputs, for example model; `model+` adds everything downstream.",
             autocompletion=completion.assets,
         ),
     ] = None,
     cell: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only these cells and what they are made from, e.g. 'le_net|fgm_0.3'; `*` stands for anything.",
+            help="Compute only these cells and their inputs, for example 'le_net|fgm_0.3'; `*` matches anything.",
             autocompletion=completion.cells,
         ),
     ] = None,
 ) -> None:
-    """Compute every cell of an experiment that is missing or stale, in this process, and write its report anew."""
+    """Compute every missing or stale cell of an experiment in this process, then write its report."""
     if _materialized(experiment, asset or (), cell or ()):
         _write_report(experiment, None)
 
 
 def _materialized(experiment: str, assets: Sequence[str] = (), cells: Sequence[str] = ()) -> bool:
-    """Compute what is missing or stale, and say how it went. Gives whether the report was made anew."""
+    """Compute what is missing or stale and print the outcome. Returns whether the report was computed again."""
     with showing(console):
-        # Here, since they take seconds of which the display says something.
+        # Imported here: this takes seconds, and the display is already up.
         import dioptra_assets as da
         from dioptra_assets.runs.launch import UnknownExperimentError
         from dioptra_assets.runs.selection import SelectionError
@@ -85,21 +85,21 @@ def _materialized(experiment: str, assets: Sequence[str] = (), cells: Sequence[s
     count = len(launched.computed)
     console.print(f"{count:,} {'cell' if count == 1 else 'cells'} computed, {launched.fresh:,} were up to date")
     failed: dict[str, list[str]] = {}
-    for one, why in launched.failed.items():
-        failed.setdefault(why, []).append(str(one))
-    for why, several in failed.items():
-        _complain(f"{', '.join(several)} failed: {why}")
+    for cell, why in launched.failed.items():
+        failed.setdefault(why, []).append(str(cell))
+    for why, names in failed.items():
+        _complain(f"{', '.join(names)} failed: {why}")
     if launched.skipped:
-        _complain(f"{len(launched.skipped)} cells not tried, since what they are made from failed")
+        _complain(f"{len(launched.skipped)} cells not tried, because their inputs failed")
     if launched.failed:
         raise typer.Exit(1)
-    return any(one.asset == f"{experiment}/report" for one in launched.computed)
+    return any(cell.asset == f"{experiment}/report" for cell in launched.computed)
 
 
 @app.command()
 def demo() -> None:
-    """Run the experiment `digits` from its data to its report, and say where everything is."""
-    _say("Handwritten digits: training two models, attacking each, evaluating both on every adversarial set.")
+    """Run the experiment `digits` from data to report, and show where to find the results."""
+    _say("Handwritten digits: train two models, attack each, evaluate both on every adversarial set.")
     _materialized("digits")
     transfer("digits")
     gate("digits")
@@ -113,12 +113,13 @@ def list_experiments(
     experiment: Annotated[
         str | None,
         typer.Argument(
-            help="Name of an experiment: its assets and their cells.", autocompletion=completion.experiments
+            help="Name of the experiment whose assets to list. Default: list all experiments.",
+            autocompletion=completion.experiments,
         ),
     ] = None,
-    every_cell: Annotated[bool, typer.Option("--cells", help="Every cell with its state, a line each.")] = False,
+    every_cell: Annotated[bool, typer.Option("--cells", help="List every cell with its state, one per line.")] = False,
 ) -> None:
-    """List the experiments, or the assets of one: how many cells each has, and how many are up to date."""
+    """List all experiments, or the assets of one experiment, with the state of their cells."""
     from dioptra_assets.command_line import overview
     from dioptra_assets.runs.launch import UnknownExperimentError
 
@@ -135,7 +136,7 @@ def list_experiments(
     table = Table("experiment" if experiment is None else "asset", "cells", "up to date", "stale", "missing")
     for name, states in overview.counted(assets, by_experiment=experiment is None).items():
         counts = [str(states[state]) for state in ("up to date", "stale", "missing")]
-        wrong = any(one.mistake for one in assets if one.asset.partition("/")[0] == name)
+        wrong = any(asset.mistake for asset in assets if asset.asset.partition("/")[0] == name)
         table.add_row(escape(name), *(["[red]broken[/red]"] if wrong else [str(sum(states.values())), *counts]))
     console.print(table)
     for asset in assets:
@@ -147,10 +148,10 @@ def list_experiments(
 def check(
     experiment: Annotated[
         str | None,
-        typer.Argument(help="Name of an experiment; all where it is left out.", autocompletion=completion.experiments),
+        typer.Argument(help="Name of the experiment. Default: all.", autocompletion=completion.experiments),
     ] = None,
 ) -> None:
-    """Check experiment files: a sentence for each mistake, and 1 at the end where there is one."""
+    """Check experiment files and print one sentence per mistake. Exits with 1 if there is any."""
     from dioptra_assets.definitions import mistakes
     from dioptra_assets.runs.launch import UnknownExperimentError
 
@@ -163,12 +164,12 @@ def check(
         _complain(sentence)
     if wrong:
         raise typer.Exit(1)
-    _say(f"{experiment or 'all experiments'}: no mistake was found")
+    _say(f"{experiment or 'all experiments'}: no mistakes found")
 
 
 @app.command()
 def claim(experiment: Experiment) -> None:
-    """Make an experiment that is in the store this checkout's, where another had computed it from another file."""
+    """Claim a stored experiment for this checkout, if another checkout computed it from a different file."""
     from dioptra_assets.definitions import experiment_spec
     from dioptra_assets.runs.launch import UnknownExperimentError
     from resources import claims
@@ -181,16 +182,16 @@ def claim(experiment: Experiment) -> None:
         raise typer.Exit(2) from error
     store = CellStore(settings.store_url())
     before = None
-    with suppress(claims.ClaimedError):  # a file that cannot be read any more is what this command mends
+    with suppress(claims.ClaimedError):  # this command repairs a claim that can no longer be read
         before = claims.claim_of(store, experiment)
     claims.claim(store, experiment, spec.folder, spec.digest)
-    of_others = f", and was that of {before.owner} ({before.user} on {before.host})" if before else ""
+    of_others = f"; it belonged to {before.owner} ({before.user} on {before.host})" if before else ""
     _say(f"{experiment} in {store.url} belongs to {claims.own_claim(store, spec.folder, '').owner}{of_others}")
 
 
 @app.command()
 def transfer(experiment: Experiment) -> None:
-    """Print the transfer matrix of an experiment: every model on the images made on every model."""
+    """Print the transfer matrix: every model evaluated on the adversarial images made on every model."""
     import dioptra_assets as da
 
     metrics = da.load(f"{experiment}/transfer_matrix")
@@ -218,13 +219,13 @@ def transfer(experiment: Experiment) -> None:
 def gate(
     experiment: Experiment,
     version: Annotated[
-        str | None, typer.Option(help="NAME@VERSION of a registered model, to judge that one alone.")
+        str | None, typer.Option(help="Judge only this registered model, given as NAME@VERSION.")
     ] = None,
 ) -> None:
-    """Hold the stored numbers of an experiment, and of the registered models it has met, against its gates.
+    """Check the stored results of an experiment, registered models included, against its gates.
 
-    Ends with 0 where all of them hold, with 1 where one that blocks does not, with 3 where one could not be judged:
-    numbers are missing, stale, or failed their sanity checks. With 2 where there is nothing to judge.
+    Exits with 0 if all gates hold, 1 if a blocking gate fails, 3 if a gate could not be judged (results are missing,
+    stale, or failed their sanity checks), and 2 if there is nothing to judge.
     """
     import dioptra_assets as da
     from dioptra_assets.robustness.evaluation.gates import FAILED, NOT_JUDGED, overall, said
@@ -236,7 +237,7 @@ def gate(
         _complain(error)
         raise typer.Exit(2) from error
     if rows.empty:
-        _complain(f"experiment {experiment!r} has no gates for this: write some under `gates` in its file")
+        _complain(f"experiment {experiment!r} has no gates to judge here: add some under `gates` in its file")
         raise typer.Exit(2)
     marks = {"passed": "[green]pass[/green]", "not judged": "[red]not judged[/red]"}
     for _, row in rows.iterrows():
@@ -252,9 +253,9 @@ def gate(
 def versions(
     experiment: Annotated[str, typer.Argument(help="Name of an experiment that watches the registry.")],
 ) -> None:
-    """Say what became of the registered versions: passed, failed, not judged (why), or waiting (next try at).
+    """Show the verdict on each registered version: passed, failed, not judged (why), or waiting (next try).
 
-    Ends with 1 where one failed, with 3 where one was not judged or waits, and with 2 where none was seen.
+    Exits with 1 if any failed, 3 if any was not judged or is waiting, and 2 if none was seen.
     """
     import dioptra_assets as da
 
@@ -276,18 +277,19 @@ def versions(
 @app.command()
 def report(
     experiment: Experiment,
-    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write the page to.")] = None,
 ) -> None:
     """Write the report of an experiment to an HTML file."""
     from dioptra_assets.command_line import overview
     from dioptra_assets.runs.launch import UnknownExperimentError
 
     _write_report(experiment, output)
-    with suppress(UnknownExperimentError):  # kept of an experiment whose file is gone
-        states = {path: state for one in overview.assets(experiment) for path, state in one.states.items()}
+    with suppress(UnknownExperimentError):  # the file is gone, the report is still stored
+        states = {path: state for asset in overview.assets(experiment) for path, state in asset.states.items()}
         if states.get(f"{experiment}/report") == "stale":
             _complain(
-                f"{experiment} was changed since: `dioptra-assets materialize {experiment}` makes the report anew"
+                f"the report is out of date, {experiment} has changed since: run `dioptra-assets materialize"
+                f" {experiment}`"
             )
 
 
@@ -308,17 +310,24 @@ def run_entry_point(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="ENTRY_POINT", help="For example train, fgm or miface.", autocompletion=completion.entry_points
+            metavar="ENTRY_POINT",
+            help="Name of the entry point, for example train, fgm or miface.",
+            autocompletion=completion.entry_points,
         ),
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-P", help="One parameter, name=value.", autocompletion=completion.parameters),
+        typer.Option(
+            "--parameter",
+            "-P",
+            help="One parameter as name=value; repeat for more.",
+            autocompletion=completion.parameters,
+        ),
     ] = None,
-    depends_on: Annotated[list[str] | None, typer.Option(help="Id of a job that must have finished.")] = None,
+    depends_on: Annotated[list[str] | None, typer.Option(help="Id of a job that must finish first.")] = None,
     help_wanted: Annotated[bool, typer.Option("--help", help="Show the parameters of the entry point.")] = False,
 ) -> None:
-    """Run one entry point in the workbench; parameters that do not exist are refused with those that do."""
+    """Run one entry point in the workbench. Unknown parameters are refused, with a list of those available."""
     from dioptra_assets.api.submission import ServerError, submit_job
     from dioptra_assets.entry_points.demos import ENTRY_POINTS, entry_point
     from dioptra_assets.entry_points.model import EntryPointError
@@ -350,8 +359,8 @@ def run_entry_point(
 
 
 @app.command(name="job")
-def show_job(job_id: Annotated[str, typer.Argument(metavar="ID", help="As `run` printed it.")]) -> None:
-    """Say what became of a job: queued, started, finished or failed."""
+def show_job(job_id: Annotated[str, typer.Argument(metavar="ID", help="Job id, as printed by `run`.")]) -> None:
+    """Show the status of a job: queued, started, finished or failed."""
     from dioptra_assets.api.submission import get_job_by_id
 
     try:
@@ -376,9 +385,9 @@ def _explain(entry: "EntryPoint") -> None:
 
 @app.command()
 def worker(
-    gpus: Annotated[str, typer.Option(help="`all`, `none`, or which: one worker for each.")] = "all",
+    gpus: Annotated[str, typer.Option(help="`all`, `none`, or a list of GPUs; starts one worker per GPU.")] = "all",
 ) -> None:
-    """Start the Celery workers of this machine, for the queues `gpu` and `dagster`; Ctrl-C ends them."""
+    """Start Celery workers on this machine for the queues `gpu` and `dagster`. Stop them with Ctrl-C."""
     from resources.executors import workers
 
     raise typer.Exit(workers.serve(workers.worker_commands(workers.chosen_gpus(gpus))))
@@ -386,7 +395,7 @@ def worker(
 
 @app.command(name="mlflow-backlog")
 def mlflow_backlog() -> None:
-    """Tell MLflow what it could not be told while it was away; `materialize` does so at its end."""
+    """Log to MLflow what could not be logged while it was unreachable. `materialize` also does this when it ends."""
     import dagster as dg
 
     from dioptra_assets.runs.backlog import tell_mlflow
@@ -400,14 +409,14 @@ def mlflow_backlog() -> None:
     if written.why:
         raise typer.Exit(1)
     if not written.runs:
-        console.print("nothing waits for MLflow")
+        console.print("nothing is waiting for MLflow")
 
 
 housekeeping.register(app)
 
 
 def main() -> None:
-    """The entry point: an expected failure is one line, not a traceback."""
+    """Run the command line. An expected error is printed as one line, without a traceback."""
     from partitions.entries import ExperimentError
     from resources.claims import ClaimedError
     from resources.room import NoRoomError, no_room
@@ -424,7 +433,7 @@ def main() -> None:
 
 
 def _cause(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> BaseException | None:
-    """The first of some kinds among an error and its causes: Dagster wraps what goes wrong while it loads a file."""
+    """The first error of the given kinds in a chain of causes. Dagster wraps errors raised while a file loads."""
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error
@@ -435,5 +444,5 @@ def _say(what: str) -> None:
 
 
 def _complain(what: object) -> None:
-    # As it is: a line that was folded, or lost what stands in brackets, holds no command to copy.
+    # Printed verbatim: a wrapped line, or one that lost its [brackets] as markup, is no command to copy.
     errors.print(str(what), style="red", soft_wrap=True, markup=False, highlight=False)

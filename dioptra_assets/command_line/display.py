@@ -1,4 +1,4 @@
-"""How far a launch is: live in a terminal, as plain lines elsewhere."""
+"""Progress of a launch: a live display in a terminal, plain lines elsewhere."""
 
 import os
 import threading
@@ -16,13 +16,13 @@ from rich.text import Text
 from dioptra_assets import progress
 from dioptra_assets.runs.interrupts import closing
 
-# Without a terminal, a line as often while nothing else is said.
+# Without a terminal, a line is printed at least this often.
 LINE_SECONDS = 10.0
 
 
 @contextmanager
 def showing(console: Console) -> Iterator[None]:
-    """Show how far the launch is that is led meanwhile, on the console's stream."""
+    """Show the progress of whatever is launched in the `with` block, on the console's stream."""
     with ExitStack() as stack:
         stream = stack.enter_context(_own_stream(console))
         if console.is_terminal:
@@ -33,7 +33,7 @@ def showing(console: Console) -> Iterator[None]:
 
 
 def line(board: progress.Board) -> str:
-    """One line that says what is computed, how much of it is done, and how long it will still take."""
+    """One line: what is being computed, how much is done, and the time left."""
     cells = "1 cell" if board.of == 1 else f"{board.of:,} cells"
     if board.left == board.of and not board.within:
         return f"{board.asset}: computing {cells}; {_overall(board)}"
@@ -49,18 +49,18 @@ def _overall(board: progress.Board) -> str:
 
 @contextmanager
 def _own_stream(console: Console) -> Iterator[Console]:
-    """The console's stream as it is now: while a step runs, stdout leads to the log of its run."""
+    """A copy of the console's current stream: while a step runs, stdout goes to the log of its run."""
     try:
         number = os.dup(console.file.fileno())
     except (OSError, AttributeError):
-        yield console  # a test's, or a notebook's
+        yield console  # in a test or a notebook
         return
     with os.fdopen(number, "w", buffering=1) as file:
         yield Console(file=file, force_terminal=console.is_terminal, width=console.width)
 
 
 class _Picture:
-    """What a terminal shows: a bar over all cells, and what is computed now."""
+    """The live display: a bar over all cells, and the asset being computed."""
 
     def __init__(self) -> None:
         self.board: progress.Board | None = None
@@ -68,15 +68,15 @@ class _Picture:
     def __rich__(self) -> ConsoleRenderable:
         board = self.board
         if board is None or not board.asset:
-            return Text("reading the experiments, and what there is already ...", style="dim")
+            return Text("reading the experiments and the stored cells ...", style="dim")
         done = board.computed + board.share
         grid = Table.grid(padding=(0, 2))
         grid.add_row(
             ProgressBar(total=max(board.total, 1), completed=done, width=30),
             Text(_overall(board)),
         )
-        own = f"{board.of - board.left:,} of {board.of:,} cells" if board.of != 1 else "1 cell"
-        now = f"{board.asset}: {own}"
+        cells_done = f"{board.of - board.left:,} of {board.of:,} cells" if board.of != 1 else "1 cell"
+        now = f"{board.asset}: {cells_done}"
         if board.within:
             now += f" · {board.cell.removeprefix(board.asset + '/')} {board.within}"
         return Group(Text(now, no_wrap=True, overflow="ellipsis"), grid)
@@ -101,7 +101,7 @@ def _live(console: Console) -> Iterator[None]:
 
 
 class _Ended:
-    """What is said of an asset when the next one begins."""
+    """Builds the line printed about an asset when the next one begins."""
 
     def __init__(self) -> None:
         self._asset, self._computed, self._since = "", 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""The commands that keep house: `clean`, `verify`, `export`, `import`, `backup`."""
+"""Housekeeping commands: `clean`, `verify`, `export`, `import` and `backup`."""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 console = Console()
 errors = Console(stderr=True)
-Name = Annotated[str, typer.Argument(help="Name of an experiment, e.g. digits.")]
+Name = Annotated[str, typer.Argument(help="Name of the experiment, for example digits.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,20 +29,20 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    experiment: Annotated[str, typer.Argument(help="Name of an experiment; all where it is left out.")] = "",
+    experiment: Annotated[str, typer.Argument(help="Name of the experiment. Default: all.")] = "",
     withdraw: Annotated[
-        bool, typer.Option("--withdraw", help="Serve damaged cells no more: `materialize` computes them again.")
+        bool, typer.Option("--withdraw", help="Stop serving damaged cells, so that `materialize` computes them again.")
     ] = False,
 ) -> None:
-    """Read every byte of the store and compare it with the manifests; ends with 1 where anything is not as written."""
+    """Read every byte of the store and compare it with the manifests. Exits with 1 if anything differs."""
     from dioptra_assets.housekeeping import verification
     from resources.store import CellStore
 
     store = CellStore(settings.store_url())
     found = verification.verify_store(store, experiment)
     if experiment and not (found.cells or found.faults):
-        there = ", ".join(sorted({path.partition("/")[0] for path in store.sizes_below("") if "/versions/" in path}))
-        _complain(f"nothing of {experiment!r} is stored, available: {there or 'nothing'}")
+        stored = ", ".join(sorted({path.partition("/")[0] for path in store.sizes_below("") if "/versions/" in path}))
+        _complain(f"nothing of {experiment!r} is stored, available: {stored or 'nothing'}")
         raise typer.Exit(2)
     for fault in found.faults:
         _complain(fault)
@@ -53,22 +53,24 @@ def verify(
         declared = {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()}
         _refuse_others(store, {folder.partition("/")[0] for folder in found.damaged} & declared)
         verification.withdraw(store, found)
-        _say(f"{len(found.damaged)} damaged cells are served no more: `dioptra-assets materialize` computes them again")
+        _say(
+            f"{len(found.damaged)} damaged cells are no longer served: `dioptra-assets materialize` computes them again"
+        )
     if found.faults:
         raise typer.Exit(1)
 
 
 def export_archive(
-    experiment: Name, target: Annotated[Path, typer.Argument(help="The file to write, e.g. digits.tar.")]
+    experiment: Name, target: Annotated[Path, typer.Argument(help="File to write, for example digits.tar.")]
 ) -> None:
-    """Write all stored cells of an experiment to one file, which `import` takes into another store."""
+    """Write all stored cells of an experiment to one file, for `import` into another store."""
     from dioptra_assets.housekeeping.archive import ArchiveError, export_experiment
     from resources.store import CellStore
 
     try:
         cells = export_experiment(CellStore(settings.store_url()), experiment, target)
     except FileExistsError as error:
-        _complain(f"{target} is there already")
+        _complain(f"{target} already exists: choose another file")
         raise typer.Exit(2) from error
     except (ArchiveError, LookupError) as error:
         _complain(error)
@@ -77,27 +79,31 @@ def export_archive(
 
 
 def import_archive(
-    source: Annotated[Path, typer.Argument(help="A file that `export` wrote.")],
-    replace: Annotated[bool, typer.Option(help="Serve its cells where this store has others.")] = False,
+    source: Annotated[Path, typer.Argument(help="File written by `export`.")],
+    replace: Annotated[
+        bool, typer.Option(help="Replace cells of this store that differ from those in the file.")
+    ] = False,
 ) -> None:
-    """Take an exported experiment into this store. All is checked first; where anything is wrong nothing is taken."""
+    """Import an exported experiment into this store. Everything is checked first; on any error nothing is imported."""
     from dioptra_assets.housekeeping.archive import ArchiveError, import_experiment
     from resources.store import CellStore
 
     try:
-        experiment, taken, there = import_experiment(CellStore(settings.store_url()), source, replace=replace)
+        experiment, imported, kept = import_experiment(CellStore(settings.store_url()), source, replace=replace)
     except ArchiveError as error:
         _complain(error)
         raise typer.Exit(1) from error
-    _say(f"{taken} cells of {experiment} taken in, {there} were here already")
+    _say(f"{imported} cells of {experiment} imported, {kept} were already here")
 
 
 def clean(
-    experiment: Annotated[str, typer.Argument(help="Name of an experiment; all where it is left out.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only listed.")] = False,
-    days: Annotated[int, typer.Option(min=0, help="Failed runs older than this are removed.")] = 30,
+    experiment: Annotated[str, typer.Argument(help="Name of the experiment. Default: all.")] = "",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove what is listed. Without this, nothing is removed.")
+    ] = False,
+    days: Annotated[int, typer.Option(min=0, help="Remove failed runs older than this many days.")] = 30,
 ) -> None:
-    """List, or remove, what nobody needs: cells of removed entries, superseded versions, and old runs."""
+    """List or remove what is no longer needed: cells of removed entries, superseded versions and old failed runs."""
     import dagster as dg
 
     from dioptra_assets.dagster_internals import InstanceRef
@@ -121,13 +127,13 @@ def clean(
         experiments = {asset.split("/")[0] for asset in declared}
         found.mlflow_runs = rubbish.orphaned_mlflow_runs(client, store, found, experiments)
     except TrackingUnavailable as error:
-        _complain(f"MLflow is not looked at: {error}")
+        _complain(f"MLflow runs are not checked: {error}")
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(settings.home()))) as instance:
         found.dagster_runs = rubbish.old_runs(instance, timedelta(days=days))
         for cell in found.cells:
             _say(f"cell of a removed entry: {cell}")
         _say(
-            f"{len(found.cells)} cells of removed entries, {len(found.versions)} versions that nobody reads,"
+            f"{len(found.cells)} cells of removed entries, {len(found.versions)} superseded versions,"
             f" {found.size:,} bytes; {len(found.mlflow_runs)} MLflow runs without a cell; {len(found.dagster_runs)}"
             f" failed runs older than {days} days"
         )
@@ -136,7 +142,7 @@ def clean(
         if not any((found.cells, found.versions, found.mlflow_runs, found.dagster_runs)):
             return
         if not yes:
-            _say("nothing was removed: `--yes` removes it")
+            _say("nothing was removed: use `--yes` to remove it")
             return
         rubbish.remove_rubbish(store, found)
         for run in found.mlflow_runs:
@@ -148,11 +154,11 @@ def clean(
 
 
 def backup_home(
-    target: Annotated[Path, typer.Argument(help="An empty folder, or one to be made.")],
+    target: Annotated[Path, typer.Argument(help="An empty or new folder.")],
 ) -> None:
-    """Copy the embedded home while it is in use: Dagster's and MLflow's databases and the store, verified.
+    """Back up the embedded home while it is in use: the databases of Dagster and MLflow, and the verified store.
 
-    The copy is a home: DAGSTER_HOME set to it, or its content put back, restores everything.
+    The backup is itself a home. To restore, set DAGSTER_HOME to it or copy its content back.
     """
     from dioptra_assets.housekeeping.backup import BackupError, backup
     from resources.store import CellStore
@@ -162,17 +168,17 @@ def backup_home(
     except BackupError as error:
         _complain(error)
         raise typer.Exit(2) from error
-    _say(f"{target}: {cells} cells, and the databases of Dagster and MLflow; DAGSTER_HOME={target} looks into it")
+    _say(f"{target}: {cells} cells, and the databases of Dagster and MLflow; set DAGSTER_HOME={target} to use the copy")
 
 
 def _refuse_others(store: "CellStore", experiments: Collection[str]) -> None:
-    """Refuse to remove anything of an experiment that another checkout declares otherwise, see `resources.claims`."""
+    """Refuse to change an experiment that another checkout has claimed, see `resources.claims`."""
     from dioptra_assets.definitions import experiment_spec
     from dioptra_assets.runs.launch import UnknownExperimentError
     from resources.claims import refuse_others
 
     for name in sorted(experiments):
-        with suppress(UnknownExperimentError):  # one whose cells come as jobs ask for them
+        with suppress(UnknownExperimentError):  # its cells are created by jobs, no file declares them
             spec = experiment_spec(name)
             refuse_others(store, name, spec.folder, spec.digest)
 

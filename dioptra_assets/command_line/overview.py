@@ -1,4 +1,4 @@
-"""What there is: every asset of the experiments, and which of its cells are up to date, stale or missing."""
+"""Every asset of the experiments, with the state of its cells: up to date, stale or missing."""
 
 import warnings
 from collections import Counter
@@ -24,7 +24,7 @@ class AssetOverview:
     Attributes:
         asset: its key with slashes.
         states: path of each cell -> its state.
-        mistake: what is wrong with the file of its experiment, which could not be loaded then.
+        mistake: what is wrong with the experiment file, if it could not be loaded.
     """
 
     asset: str
@@ -33,13 +33,13 @@ class AssetOverview:
 
 
 def assets(experiment: str | None = None) -> list[AssetOverview]:
-    """Every asset of an experiment, or of all of them, in the order of the graph.
+    """Every asset of one experiment, or of all experiments, in graph order.
 
     Raises:
-        ExperimentError: when the file of the experiment that is asked for is wrong.
-        UnknownExperimentError: when there is no such experiment.
+        ExperimentError: the file of the given experiment is wrong.
+        UnknownExperimentError: there is no such experiment.
     """
-    store, found = CellStore(settings.store_url()), []
+    store, listed = CellStore(settings.store_url()), []
     with warnings.catch_warnings(), home_instance() as instance, partition_loading_context(None, instance):
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
@@ -48,26 +48,26 @@ def assets(experiment: str | None = None) -> list[AssetOverview]:
         keys = [key for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
         known = sorted({key.path[0] for key in keys})
         if experiment is not None and experiment not in known:
-            raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
+            raise UnknownExperimentError(f"there is no experiment {experiment!r}, available: {', '.join(known)}")
         for key in keys:
             if experiment not in (None, key.path[0]):
                 continue
             if key.path[0] in broken:
-                found.append(AssetOverview(key.to_user_string(), {}, broken[key.path[0]]))
+                listed.append(AssetOverview(key.to_user_string(), {}, broken[key.path[0]]))
             elif graph.get(key).is_materializable:  # verdicts on registered versions are reported, not computed
                 cells = cells_of(graph, key, None)
                 due = to_compute(graph, key, cells, instance, store).values()
-                held = store.found(list(due))
+                stored = store.found(list(due))
                 states: dict[str, State] = {cell.path: "up to date" for cell in cells.values()}
-                states |= {cell.path: "stale" if cell in held else "missing" for cell in due}
-                found.append(AssetOverview(key.to_user_string(), states))
-    return sorted(found, key=lambda one: one.asset.partition("/")[0])
+                states |= {cell.path: "stale" if cell in stored else "missing" for cell in due}
+                listed.append(AssetOverview(key.to_user_string(), states))
+    return sorted(listed, key=lambda overview: overview.asset.partition("/")[0])
 
 
-def counted(found: Sequence[AssetOverview], *, by_experiment: bool) -> dict[str, Counter[str]]:
-    """Name -> state -> cells, of each asset or of each experiment."""
+def counted(assets: Sequence[AssetOverview], *, by_experiment: bool) -> dict[str, Counter[str]]:
+    """Number of cells by name and state. The name is the asset's, or the experiment's."""
     counts: dict[str, Counter[str]] = {}
-    for one in found:
-        name = one.asset.partition("/")[0] if by_experiment else one.asset
-        counts.setdefault(name, Counter()).update(one.states.values())
+    for overview in assets:
+        name = overview.asset.partition("/")[0] if by_experiment else overview.asset
+        counts.setdefault(name, Counter()).update(overview.states.values())
     return counts

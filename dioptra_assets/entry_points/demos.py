@@ -361,5 +361,5 @@ def entry_point(name: str) -> EntryPoint:
         EntryPointError: naming those that exist.
     """
     if name not in ENTRY_POINTS:
-        raise EntryPointError(f"there is no entry point {name!r}, there are {', '.join(ENTRY_POINTS)}")
+        raise EntryPointError(f"there is no entry point {name!r}, available: {', '.join(ENTRY_POINTS)}")
     return ENTRY_POINTS[name]

@@ -127,7 +127,7 @@ def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str
         declared[asset] = {Cell(asset, partition_of(names, one)).path for one in keys}
     if not declared:
         known = ", ".join(sorted({key.path[0] for key in graph.get_all_asset_keys()}))
-        raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {known}")
+        raise UnknownExperimentError(f"there is no experiment {experiment!r}, available: {known}")
     return declared
 
 

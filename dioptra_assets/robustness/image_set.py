@@ -203,7 +203,7 @@ class ImageSet:
         low, high = int(given.min()), int(given.max())
         if low < -len(self) or high >= len(self):
             wrong = low if low < -len(self) else high
-            raise IndexError(f"{self.name}: there is no row {wrong}, there are {len(self)}")
+            raise IndexError(f"{self.name}: there is no row {wrong}, the set has {len(self)} rows")
         return np.where(given < 0, given + len(self), given).astype(np.int64)
 
     def _of(self, positions: np.ndarray) -> "ImageSet":
@@ -214,7 +214,7 @@ class ImageSet:
         if isinstance(value, str):
             if value not in self.class_names:
                 near = ", ".join(self.class_names[:20]) + " ..." * (len(self.class_names) > 20)
-                raise LookupError(f"{self.name} has no class {value!r}, there are {near}")
+                raise LookupError(f"{self.name} has no class {value!r}, available: {near}")
             return self.class_names.index(value)
         return int(value)
 

@@ -1,4 +1,4 @@
-"""Telling MLflow what it could not be told while it was away, and Dagster where it went."""
+"""Log to MLflow what could not be logged while it was unreachable, and link the runs in Dagster."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,15 @@ from resources.tracking.resource import Tracking
 def tell_mlflow(
     tracking: Tracking, store: CellStore, instance: dg.DagsterInstance, log: Callable[[str], None]
 ) -> Written:
-    """Write the backlog of a store to MLflow; each cell is shown its run by an observation. Costs a listing if empty.
+    """Write the backlog of a store to MLflow, and link each cell to its run by an observation.
+
+    An empty backlog costs one listing of the store.
 
     Args:
         tracking: MLflow.
         store: where the backlog is.
         instance: where the observations are recorded.
-        log: gets a line on what was written and what waits.
+        log: called with a line on what was written and what is still waiting.
     """
     written = write_backlog(tracking, store)
     for tags, run_id, url in written.runs:
@@ -34,7 +36,7 @@ def tell_mlflow(
             )
         )
     if written.runs:
-        log(f"MLflow was told of {len(written.runs)} cells that it had missed")
+        log(f"{len(written.runs)} cells that were waiting were logged to MLflow")
     if written.why:
-        log(f"{written.waiting} cells wait for MLflow: {written.why}")
+        log(f"{written.waiting} cells are waiting for MLflow: {written.why}")
     return written

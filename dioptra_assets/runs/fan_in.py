@@ -1,7 +1,7 @@
-"""Whether a cell that is made from a hundred others or more is stale, which Dagster's stale status does not look at.
+"""Whether a cell with a hundred input cells or more is stale, which Dagster's stale status does not check.
 
-Dagster looks at every input cell one by one, and therefore at none where there are a hundred of an asset. Here all
-cells that were made since are asked for at once: what they hold, and what they held.
+Dagster checks input cells one by one, and therefore skips inputs with a hundred cells or more. Here one query reads all
+input cells made since then: their content now and before.
 
 Why: docs/decisions/0039-stale-cells-in-bulk.md
 """
@@ -17,12 +17,12 @@ from dioptra_assets.dagster_internals import (
     partition_loading_context,
 )
 
-# Cells named in one query, well below the number of parameters that every database takes; more are read all.
+# Most cells named in one query, well below the parameter limit of any database. Beyond it, all cells are read.
 PAGE = 500
 
 
 def crowded_inputs(graph: Any, key: dg.AssetKey, instance: dg.DagsterInstance) -> list[dg.AssetKey]:
-    """The inputs of an asset that every one of its cells takes a hundred cells of, or more."""
+    """The inputs of an asset of which each of its cells reads a hundred cells or more."""
     node = graph.get(key)
     found = []
     with partition_loading_context(dynamic_partitions_store=instance):
@@ -37,9 +37,9 @@ def crowded_inputs(graph: Any, key: dg.AssetKey, instance: dg.DagsterInstance) -
 
 
 def changed_since(parent: dg.AssetKey, pointer: str | None, instance: dg.DagsterInstance) -> bool:
-    """Whether a cell of an input has other content than at an event, by its storage id, when something was made of it.
+    """Whether any cell of an input has changed since an event, given by its storage id.
 
-    True where there was no event: that was made before the asset had this input, or when it had no cell.
+    True if there is no event: the cell was made before the asset had this input, or while the input had no cells.
     """
     if pointer is None or not pointer.isdigit():
         return True
@@ -49,13 +49,13 @@ def changed_since(parent: dg.AssetKey, pointer: str | None, instance: dg.Dagster
 def changed_partitions(
     asset: dg.AssetKey, moment: int, instance: dg.DagsterInstance, partitions: Collection[str] | None = None
 ) -> set[str]:
-    """The cells of an asset, of some or of all there are, that hold another content than at an event.
+    """The cells of an asset whose content has changed since an event.
 
     Args:
-        asset: their asset.
+        asset: the asset.
         moment: storage id of the event.
         instance: where materializations are recorded.
-        partitions: the cells to look at, None for all.
+        partitions: the cells to check, None for all.
     """
     touched = latest_events(asset, instance, partitions, after=moment)
     if not touched:
@@ -71,7 +71,7 @@ def changed_partitions(
         )
 
     then, now = versions(before_cursor=moment + 1), versions(after_cursor=moment)
-    return {one for one in touched if then.get(one) != now.get(one)}
+    return {cell for cell in touched if then.get(cell) != now.get(cell)}
 
 
 def latest_events(
@@ -81,12 +81,12 @@ def latest_events(
     *,
     after: int | None = None,
 ) -> dict[str, int]:
-    """Partition -> storage id of its last materialization, of some cells or all, where that is after an event."""
+    """Storage id of the last materialization per partition, only of those after an event if one is given."""
     few = set(partitions) if partitions is not None and len(partitions) <= PAGE else None
-    found = instance.event_log_storage.get_latest_storage_id_by_partition(
+    latest = instance.event_log_storage.get_latest_storage_id_by_partition(
         asset, dg.DagsterEventType.ASSET_MATERIALIZATION, partitions=few, after_cursor=after
     )
     if partitions is None:
-        return dict(found)
+        return dict(latest)
     wanted = set(partitions)
-    return {one: event for one, event in found.items() if one in wanted}
+    return {cell: event for cell, event in latest.items() if cell in wanted}

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: work ends within five seconds, whatever it is doing, and in one line.
+"""Ctrl-C and SIGTERM: work ends within five seconds, whatever it is doing, with one line of output.
 
-Dagster catches both signals while it leads a run and reports them as a failed step, so that what comes after it would
-go on; and native code holds them back for as long as it runs. Here a thread hears of a signal at once. It gives the
-main thread some seconds to unwind, and ends the process itself where that takes longer, or a second signal comes.
+Dagster catches both signals while it leads a run and reports them as a failed step, so the next step would go on.
+Native code delays them for as long as it runs. Here a thread receives a signal at once. It gives the main thread a few
+seconds to unwind, and ends the process itself if that takes longer or a second signal arrives.
 """
 
 import os
@@ -16,30 +16,30 @@ from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# How long work may take to unwind, and what must be told to others (Dagster's run, its pool, MLflow) after that.
+# How long work may take to unwind, and then to update others (Dagster's run, its pool, MLflow).
 GRACE_SECONDS = 2.5
 CLOSING_SECONDS = 1.5
-# Two signals as close as this are one: a terminal and a parent process may both send it.
+# Signals closer together than this count as one: a terminal and a parent process may both send it.
 SAME_SECONDS = 0.3
 
 
 class Interrupted(BaseException):
-    """The process was told to end; no `KeyboardInterrupt`, which command line libraries answer with words of theirs."""
+    """The process was told to end. Not a `KeyboardInterrupt`: libraries print their own text for that."""
 
 
-# What is done where work is ended by force, by another thread than the one that works; the last one first.
+# Called, last one first, when work is ended by force. They run in another thread than the work.
 _closers: list[Callable[[], object]] = []
 _lines: list[Callable[[], str]] = []
 
 
 class _Watch:
-    """Hears of signals in a thread of its own, and ends the process."""
+    """Receives signals in its own thread and ends the process."""
 
     def __init__(self) -> None:
         self.signal = 0
         self._ending = threading.Lock()
         self._raised = False
-        self._stderr = os.dup(2)  # a run sends what is written to stderr to its log
+        self._stderr = os.dup(2)  # during a run, stderr goes to the log of the run
         self._heard, told = socket.socketpair()
         told.setblocking(False)
         self._told = told  # kept open
@@ -70,9 +70,9 @@ class _Watch:
         self.end()
 
     def end(self) -> NoReturn:
-        """Close what is open, say what was kept, and leave; only the first call does anything."""
+        """Close what is open, print what was kept, and exit. Only the first call has an effect."""
         self._ending.acquire()
-        # In a thread: what does not answer must not keep the process.
+        # In a thread: a service that does not answer must not block the exit.
         closing = threading.Thread(target=_close, daemon=True)
         closing.start()
         closing.join(CLOSING_SECONDS)
@@ -83,23 +83,23 @@ class _Watch:
         os._exit(128 + (self.signal or signal.SIGINT))
 
 
-_watches: list[_Watch] = []  # one, in the process of a command
+_watches: list[_Watch] = []  # at most one, in the process of a command
 
 
 def watch() -> None:
-    """Watch for signals from here on, in the process of a command; from the main thread."""
+    """Watch for signals from now on. Call it from the main thread of a command."""
     if not _watches:
         _watches.append(_Watch())
 
 
 def leave() -> NoReturn:
-    """End the process of a command that was interrupted, with one line and exit code 130 (143 for SIGTERM)."""
+    """End an interrupted command with one line of output and exit code 130 (143 for SIGTERM)."""
     _watches[0].end()
 
 
 @contextmanager
 def closing(close: Callable[[], object]) -> Iterator[None]:
-    """Have something closed should the process be ended by force meanwhile; it is called in another thread."""
+    """Call `close`, from another thread, if the process is ended by force inside the `with` block."""
     _closers.append(close)
     try:
         yield
@@ -109,12 +109,12 @@ def closing(close: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def saying(line: Callable[[], str]) -> Iterator[None]:
-    """Have a sentence said, after "interrupted; ", should what is done here be interrupted."""
+    """Print a line, after "interrupted; ", if the `with` block is interrupted."""
     _lines.append(line)
     try:
         yield
     except Interrupted:
-        said = line()  # as it is now: what it tells of is gone when the process leaves
+        said = line()  # evaluated now: what it describes is gone when the process exits
         _lines.append(lambda: said)
         raise
     finally:
@@ -123,9 +123,9 @@ def saying(line: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def noticed() -> Iterator[Callable[[], None]]:
-    """Gives a function that raises where a signal has come since, though whatever ran meanwhile has swallowed it.
+    """Yields a function that raises if a signal has arrived since, even if other code swallowed it.
 
-    It raises :class:`Interrupted` in the process of a command, else `KeyboardInterrupt`.
+    It raises :class:`Interrupted` in the process of a command, and `KeyboardInterrupt` elsewhere.
     """
     if _watches or threading.current_thread() is not threading.main_thread():
         yield _raise_if_watched
@@ -150,7 +150,7 @@ def noticed() -> Iterator[Callable[[], None]]:
             with suppress(BlockingIOError):
                 received.extend(heard.recv(4096))
             if before != -1 and received:
-                with suppress(OSError):  # an event loop that waits for its own signals hears of them all the same
+                with suppress(OSError):  # pass them on to an event loop that waits for its own signals
                     os.write(before, received)
 
 

@@ -1,7 +1,7 @@
-"""Materializing an experiment from here: whatever is missing or stale, in the order of the graph.
+"""Materialize an experiment from this process: everything missing or stale, in graph order.
 
-The UI, `dg launch` and backfills do the same through Dagster's launcher. Here one process leads, and unless another
-executor was chosen does it all, so TensorFlow is imported once, and neither a web server nor a daemon is needed.
+The UI, `dg launch` and backfills do the same through Dagster's launcher. Here one process leads the runs and, unless
+another executor is set, does all the work. TensorFlow is imported once, and no web server or daemon is needed.
 """
 
 import statistics
@@ -29,7 +29,7 @@ from dioptra_assets.runs.backlog import tell_mlflow
 from dioptra_assets.runs.interrupts import closing, noticed, saying
 from dioptra_assets.runs.origin import MODULE, location_of, of_location
 from dioptra_assets.runs.orphans import clear_leftovers, end_led_runs, leader
-from dioptra_assets.runs.selection import Selected, expected, select
+from dioptra_assets.runs.selection import EVERYTHING, Selected, Selection, expected, select
 from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
 from partitions.definitions import is_dynamic
@@ -41,26 +41,26 @@ from resources.store import Cell, CellStore
 from resources.tracking.resource import tracking_of
 from resources.user import user_name, user_tags
 
-# Dagster's own console log stands in the run's page in the UI; here it would drown the lines that matter.
+# Dagster's console log is shown on the run's page in the UI. Here it would bury the lines that matter.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
-# How often is looked at what other processes have computed.
+# How often to check what other processes have computed.
 COUNT_SECONDS = 2.0
 
 
 class UnknownExperimentError(LookupError):
-    """There is no experiment of that name, or it declares no cells."""
+    """No experiment has that name, or it declares no cells."""
 
 
 @dataclass(repr=False)
 class Launched:
-    """What :func:`materialize_experiment` did.
+    """Result of :func:`materialize_experiment`.
 
     Attributes:
         computed: cells that were computed.
-        failed: cells that failed, and why; the traceback stands in the log of the run.
-        skipped: cells that were not tried, because a cell they are made from failed.
-        fresh: how many cells were there and up to date.
+        failed: cells that failed, with the reason. The traceback is in the log of the run.
+        skipped: cells that were not tried, because one of their inputs failed.
+        fresh: number of cells that were already up to date.
     """
 
     computed: list[Cell] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Launched:
     fresh: int = 0
 
     def __repr__(self) -> str:
-        """Counts, and why cells failed; the cells themselves stand in the attributes."""
+        """Counts, and the reasons for failures. The cells themselves are in the attributes."""
         said = [
             f"{len(self.computed)} cells computed",
             f"{self.fresh} were up to date",
@@ -84,7 +84,7 @@ class Launched:
             for cell in cells:
                 counts.setdefault(cell.asset, [0, 0, 0])[column] += 1
         cells = "".join(
-            "".join([f"<tr><td>{escape(asset)}</td>", *(f"<td>{one or ''}</td>" for one in row), "</tr>"])
+            "".join([f"<tr><td>{escape(asset)}</td>", *(f"<td>{count or ''}</td>" for count in row), "</tr>"])
             for asset, row in counts.items()
         )
         head = "<tr><th>asset</th><th>computed</th><th>failed</th><th>not tried</th></tr>" if counts else ""
@@ -93,16 +93,16 @@ class Launched:
 
 
 class CellFailedError(RuntimeError):
-    """A cell could not be computed; the message says which and why."""
+    """A cell could not be computed. The message names the cell and the reason."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What :func:`materialize_cell` did.
+    """Result of :func:`materialize_cell`.
 
     Attributes:
         computed: whether the cell was missing or stale.
-        mlflow_run_id: the MLflow run that it was logged to, empty where there is none.
+        mlflow_run_id: the MLflow run it was logged to, empty if there is none.
     """
 
     computed: bool
@@ -117,26 +117,24 @@ def materialize_experiment(
     store: CellStore,
     log: Callable[[str], None] = lambda line: None,
     module: str = MODULE,
-    assets: Collection[str] = (),
-    cells: Collection[str] = (),
+    only: Selection = EVERYTHING,
 ) -> Launched:
-    """Compute every cell of an experiment that is missing or stale; a failed cell does not stop the others.
+    """Compute every missing or stale cell of an experiment. A failed cell does not stop the others.
 
     Args:
         defs: the code location.
-        experiment: the name of the experiment.
+        experiment: name of the experiment.
         instance: where runs and materializations are recorded.
         store: where values are kept.
-        log: gets a line for each asset.
-        module: where other processes find the code location, as `defs`, when the executor that was chosen has any.
-        assets: these alone and what they are made from, see :func:`dioptra_assets.runs.selection.select`.
-        cells: these alone and what they are made from.
+        log: called with one line per asset.
+        module: module in which other processes find the code location as `defs`, if the executor uses any.
+        only: the assets and cells to compute, together with their inputs. Default: all.
 
     Raises:
-        UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
-        ExperimentError: when the file of the experiment is wrong.
-        SelectionError: an asset or a cell that there is not.
-        StoreError: when the store does not answer, before anything is computed.
+        UnknownExperimentError: there is no such experiment, or its cells are created by jobs.
+        ExperimentError: the experiment file is wrong.
+        SelectionError: a selected asset or cell does not exist.
+        StoreError: the store does not answer. Raised before anything is computed.
     """
     graph = defs.resolve_asset_graph()
     refuse_broken(graph, experiment)
@@ -144,15 +142,15 @@ def materialize_experiment(
     keys = [key for level in levels for key in sorted(level) if key.path[0] == experiment and _is_made(graph, key)]
     if not keys:
         known = sorted({key.path[0] for key in graph.get_all_asset_keys()})
-        raise UnknownExperimentError(f"there is no experiment {experiment!r}, there are {', '.join(known)}")
+        raise UnknownExperimentError(f"there is no experiment {experiment!r}, available: {', '.join(known)}")
     if any(key.path == [experiment, "model"] and is_dynamic(graph.get(key).partitions_def) for key in keys):
         raise UnknownExperimentError(
-            f"experiment {experiment!r} declares no cells: `dioptra-assets run ENTRY_POINT` adds each as asked"
+            f"experiment {experiment!r} declares no cells: add them with `dioptra-assets run ENTRY_POINT`"
         )
     job = defs.resolve_implicit_global_asset_job_def()
     store.check_answer()
     with partition_loading_context(dynamic_partitions_store=instance), leading(instance, module) as board:
-        wanted = select(graph, keys, assets, cells)
+        wanted = select(graph, keys, only)
         board.expected = _expected(graph, wanted, instance, store)
         board.remembered = _remembered(board.expected, instance)
         launched = _materialize(graph, job, wanted, instance=instance, store=store, log=log, module=module)
@@ -162,12 +160,12 @@ def materialize_experiment(
 
 @contextmanager
 def leading(instance: dg.DagsterInstance, module: str = MODULE) -> Iterator[progress.Board]:
-    """Lead runs of a code location from this process: an interruption ends them all, and nothing begins after it.
+    """Lead runs of a code location from this process. An interrupt ends them all, and no further run begins.
 
-    Gives the board that says how far they are.
+    Yields the board that holds their progress.
 
     Raises:
-        Interrupted, KeyboardInterrupt: where a signal came, see :func:`dioptra_assets.runs.interrupts.noticed`.
+        Interrupted, KeyboardInterrupt: a signal arrived, see :func:`dioptra_assets.runs.interrupts.noticed`.
     """
     with ExitStack() as stack:
         board = stack.enter_context(progress.board())
@@ -190,7 +188,7 @@ def leading(instance: dg.DagsterInstance, module: str = MODULE) -> Iterator[prog
             _checks.remove(check)
 
 
-# Those of the launches that are under way, one within another: each raises where a signal has come.
+# One check per nested launch in progress. Each raises if a signal has arrived.
 _checks: list[Callable[[], None]] = []
 
 
@@ -212,9 +210,9 @@ def _materialize(
         todo = to_compute(graph, key, cells, instance, store)
         launched.fresh += len(cells) - len(todo)
         upstream = {ancestor.to_user_string() for ancestor in graph.get_ancestor_asset_keys(key)}
-        in_the_way = [cell for cell in launched.failed if cell.asset in upstream]
+        failed = [cell for cell in launched.failed if cell.asset in upstream]
         blocked = {
-            partition: cell for partition, cell in todo.items() if any(_depends(cell, other) for other in in_the_way)
+            partition: cell for partition, cell in todo.items() if any(_depends(cell, other) for other in failed)
         }
         launched.skipped += blocked.values()
         todo = {partition: cell for partition, cell in todo.items() if partition not in blocked}
@@ -225,7 +223,7 @@ def _materialize(
         for tags, chosen in _runs(definition, list(todo)):
             result = _execute(job, key, instance=instance, tags=tags, module=module)
             if not result.success:
-                clear_leftovers(instance)  # a step whose worker died has kept its place in the pool
+                clear_leftovers(instance)  # a step whose worker died still holds its slot in the pool
             done = {event.partition for event in result.get_asset_materialization_events()}
             reasons = _reasons(result)
             for partition in chosen:
@@ -245,7 +243,7 @@ def materialize_cell(
     store: CellStore,
     module: str = MODULE,
 ) -> Made:
-    """Compute one cell where it is missing or stale; what it is made from must be there.
+    """Compute one cell if it is missing or stale. Its inputs must exist.
 
     Args:
         defs: the code location.
@@ -255,7 +253,7 @@ def materialize_cell(
         module: see :func:`materialize_experiment`.
 
     Raises:
-        CellFailedError: naming the cell and the reason.
+        CellFailedError: the cell failed.
     """
     with leading(instance, module):
         return _materialize_cell(defs, cell, instance=instance, store=store, module=module)
@@ -282,23 +280,23 @@ def _materialize_cell(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None), limit=1
     ).records
     event = records[0].asset_materialization if records else None
-    facts = event.metadata if event else {}
-    logged = facts.get(MLFLOW_RUN_ID) or facts.get("MLflow run id")  # its name up to release 0.1
+    metadata = event.metadata if event else {}
+    logged = metadata.get(MLFLOW_RUN_ID) or metadata.get("MLflow run id")  # its name up to release 0.1
     return Made(computed, str(logged.value) if logged else "")
 
 
 def _is_made(graph: Any, key: dg.AssetKey) -> bool:
-    """Whether runs make an asset; the verdicts on registered versions are reported by a sensor."""
+    """Whether runs compute an asset. Verdicts on registered versions are reported by a sensor instead."""
     return graph.get(key).is_materializable
 
 
 def _execute(
     job: dg.JobDefinition, key: dg.AssetKey, *, instance: dg.DagsterInstance, tags: dict[str, str], module: str
 ) -> dg.ExecuteInProcessResult | dg.JobExecutionResult:
-    """One run of one asset: in this process, or led by it while the executor that was chosen does the work.
+    """Run one asset once: in this process, or led by it while another executor does the work.
 
     Raises:
-        Interrupted, KeyboardInterrupt: where a signal came meanwhile; Dagster takes it for a step that failed.
+        Interrupted, KeyboardInterrupt: a signal arrived during the run. Dagster reports it as a failed step.
     """
     result = _executed(job, key, instance=instance, tags=tags | leader() | user_tags(user_name()), module=module)
     for check in _checks:
@@ -327,7 +325,7 @@ def _executed(
 
 @contextmanager
 def _counting_what_others_compute(key: dg.AssetKey, instance: dg.DagsterInstance) -> Iterator[None]:
-    """Tell how far a run is whose cells report themselves to Dagster alone, since other processes compute them."""
+    """Report the progress of a run whose cells are computed by other processes, from Dagster's event log."""
     over, before = threading.Event(), _last_event(key, instance)
 
     def count() -> None:
@@ -353,7 +351,7 @@ def _last_event(key: dg.AssetKey, instance: dg.DagsterInstance) -> int:
 
 
 def cells_of(graph: Any, key: dg.AssetKey, wanted: Collection[str | None] | None) -> dict[str | None, Cell]:
-    """Partition key -> cell of those that are wanted (None: all), in the order of the partitions."""
+    """The wanted cells (None: all) by partition key, in the order of the partitions."""
     definition, dimensions = graph.get(key).partitions_def, tuple(graph.get(key).metadata[DIMENSIONS])
     keys = definition.get_partition_keys() if definition else [None]
     return {
@@ -364,18 +362,18 @@ def cells_of(graph: Any, key: dg.AssetKey, wanted: Collection[str | None] | None
 
 
 def _expected(graph: Any, wanted: Selected, instance: dg.DagsterInstance, store: CellStore) -> dict[str, int]:
-    """Asset -> how many cells will be computed, as far as it can be told beforehand."""
+    """Number of cells to compute per asset, as far as it is known beforehand."""
     cells = {key: cells_of(graph, key, partitions) for key, partitions in wanted.items()}
-    stale = {key: to_compute(graph, key, found, instance, store).values() for key, found in cells.items()}
+    stale = {key: to_compute(graph, key, every, instance, store).values() for key, every in cells.items()}
     return expected(
         graph,
-        {key: [cell.partition for cell in found] for key, found in stale.items()},
-        {key: [cell.partition for cell in found.values()] for key, found in cells.items()},
+        {key: [cell.partition for cell in due] for key, due in stale.items()},
+        {key: [cell.partition for cell in every.values()] for key, every in cells.items()},
     )
 
 
 def _remembered(assets: Mapping[str, int], instance: dg.DagsterInstance) -> dict[str, float]:
-    """Asset -> seconds that one of its cells took lately, of those of which any will be computed."""
+    """Recent seconds per cell, for each asset that has cells to compute."""
     remembered = {}
     for asset, count in assets.items():
         if count:
@@ -383,17 +381,17 @@ def _remembered(assets: Mapping[str, int], instance: dg.DagsterInstance) -> dict
             events = [record.asset_materialization for record in instance.fetch_materializations(key, limit=9).records]
             seconds = [event.metadata["seconds"].value for event in events if event and "seconds" in event.metadata]
             if seconds:
-                remembered[asset] = statistics.median(float(str(one)) for one in seconds)
+                remembered[asset] = statistics.median(float(str(value)) for value in seconds)
     return remembered
 
 
 def to_compute(
     graph: Any, key: dg.AssetKey, cells: Mapping[str | None, Cell], instance: dg.DagsterInstance, store: CellStore
 ) -> dict[str | None, Cell]:
-    """The cells that Dagster does not know, or knows to be stale, or that the store does not hold."""
+    """The cells that were never materialized, are stale, or are not in the store."""
     stale = stale_cells(graph, key, list(cells), instance)
-    held = store.found([cell for partition, cell in cells.items() if partition not in stale])
-    return {partition: cell for partition, cell in cells.items() if partition in stale or cell not in held}
+    stored = store.found([cell for partition, cell in cells.items() if partition not in stale])
+    return {partition: cell for partition, cell in cells.items() if partition in stale or cell not in stored}
 
 
 def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, str]:
@@ -401,7 +399,7 @@ def _reasons(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[
 
 
 def reasons_in(events: Iterable[dg.DagsterEvent]) -> dict[str, str]:
-    """Why a run failed: by path of the cell where it had several, else under no path."""
+    """Why a run failed, by cell path. The path is empty if the run had only one cell."""
     reasons: dict[str, str] = {}
     for event in events:
         if event.is_step_failure:
@@ -412,10 +410,10 @@ def reasons_in(events: Iterable[dg.DagsterEvent]) -> dict[str, str]:
                 if not said.metadata and said.description:
                     reasons[""] = said.description
             elif failure.error:
-                # Around the error of a cell Dagster puts one of its own.
+                # Dagster wraps the error of a cell in one of its own.
                 reasons[""] = (failure.error.cause or failure.error).message.strip()
         elif event.is_job_failure and not reasons:
-            # The executor failed, or whatever ran it was killed, not a step.
+            # Not a step failed, but the executor, or the process that ran it was killed.
             error = event.event_specific_data and event.job_failure_data.error
             said = error.message if error else event.message or ""
             reasons[""] = said.partition("\n\nStack Trace:")[0].strip()
@@ -423,15 +421,15 @@ def reasons_in(events: Iterable[dg.DagsterEvent]) -> dict[str, str]:
 
 
 def failure_reason(result: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> str:
-    """Why a run failed, in a sentence."""
+    """Why a run failed, in one sentence."""
     reasons = _reasons(result)
     return "; ".join(reasons.values()) or f"see run {result.run_id}"
 
 
 def _depends(cell: Cell, other: Cell) -> bool:
-    """Whether a cell is made from a failed one further up: that has no partition, or the cell's in each dimension.
+    """Whether a cell depends on a failed upstream cell: one with no partition, or with the same key per dimension.
 
-    What goes over all partitions of the failed cell's asset is made from the others, and says which were missing.
+    A cell that reads all partitions of the failed asset is still computed from the others, and lists what is missing.
     """
     return other.partition.items() <= cell.partition.items()
 

@@ -1,4 +1,4 @@
-"""Whose runs those are that a process leads itself: Dagster's timeline shows none that name no code location.
+"""The code location of runs that a process leads itself: Dagster's timeline hides runs without one.
 
 Why: docs/decisions/0038-runs-name-the-code-location.md
 """
@@ -15,15 +15,15 @@ MODULE, LOCATION = "dioptra_assets.definitions", "dioptra_assets"
 
 
 def location_of(module: str) -> str:
-    """The name that a code location is served under, by the module that holds its definitions."""
+    """The name under which a code location is served, given the module that holds its definitions."""
     return LOCATION if module == MODULE else module
 
 
 @contextmanager
 def of_location(instance: "DagsterInstance", location: str) -> Iterator[None]:
-    """Runs that are created meanwhile name their code location, as those do that Dagster's servers launch.
+    """Give runs created in the `with` block a code location, as Dagster's servers do.
 
-    `execute_in_process` and `execute_job` create their run themselves, and take no origin for it.
+    `execute_in_process` and `execute_job` create their run themselves and accept no origin for it.
     """
     from dioptra_assets.dagster_internals import (
         SINGLETON_REPOSITORY_NAME,

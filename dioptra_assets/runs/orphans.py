@@ -1,7 +1,7 @@
-"""What a process leaves in Dagster when it is killed: a run that says "started" for ever, and its place in a pool.
+"""Clean up what a killed process leaves in Dagster: a run that stays "started" forever, and its slot in a pool.
 
-Dagster's daemon tidies up after the runs that it has launched. Here a process leads its runs itself, and there may be
-no daemon; without this, the next launch would wait for a place that nobody gives back.
+Dagster's daemon cleans up after the runs it has launched. Here a process leads its runs itself, possibly without a
+daemon. Without this cleanup, the next launch would wait for a slot that is never freed.
 
 Why: docs/decisions/0023-materialize-leads-its-runs.md
 """
@@ -14,22 +14,22 @@ import psutil
 
 from dioptra_assets.dagster_internals import MAX_RETRIES_TAG, NOT_FINISHED_STATUSES
 
-# Which process leads a run: host, process id, and when it began, since process ids come again. The UI shows no tag of
-# that beginning.
+# The process that leads a run: host, process id and start time, since process ids are reused. The UI hides tags with
+# this prefix.
 LEADER_TAG = ".dagster/dioptra_assets_led_by"
 FORMER_LEADER_TAG = "dioptra_assets/led_by"
 
 
 def leader() -> dict[str, str]:
-    """The tags of a run that this process leads: whose it is, and that the daemon leaves trying again to its leader."""
+    """Tags of a run led by this process: its leader, and that the daemon must not retry it."""
     return {LEADER_TAG: _identity(psutil.Process(os.getpid())), MAX_RETRIES_TAG: "0"}
 
 
 def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
-    """End the runs that were led by a process of this machine which is no more, and free what ended runs hold.
+    """End the runs whose leader, a process on this machine, no longer exists. Free the slots of ended runs.
 
     Returns:
-        The ids of the runs that were ended.
+        Ids of the ended runs.
     """
     ended = []
     unfinished = dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)
@@ -42,10 +42,10 @@ def clear_leftovers(instance: dg.DagsterInstance) -> list[str]:
 
 
 def end_led_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Cancel the runs that this process leads and that have not ended, and free what ended runs hold.
+    """Cancel the unfinished runs led by this process. Free the slots of ended runs.
 
     Returns:
-        The ids of the runs that were canceled.
+        Ids of the canceled runs.
     """
     led = instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES, tags=leader()))
     for run in led:

@@ -1,4 +1,4 @@
-"""Where the steps of a run in this process write: to the log of the run, which the UI shows."""
+"""Output of steps that run in this process goes to the log of their run, which the UI shows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ _manager: Any = local_compute_log_manager
 
 @contextmanager
 def to_the_log_alone() -> Iterator[None]:
-    """Send what steps write to stdout and stderr to the log of their run, and not to the terminal as well.
+    """Send the stdout and stderr of steps to the log of their run only, not to the terminal.
 
-    The terminal shows how far a launch is. Dagster would mirror each stream through two processes a step, which cost a
-    Python start each and answer Ctrl-C with tracebacks of their own.
+    The terminal shows the progress of the launch. Dagster would mirror the streams through two processes per step. Each
+    costs a Python start and answers Ctrl-C with its own traceback.
     """
     mirror = _manager.mirror_stream_to_file
     _manager.mirror_stream_to_file = _to_file

@@ -20,7 +20,7 @@ from dioptra_assets.command_line import app as cli
 from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.runs.launch import Launched
-from dioptra_assets.runs.selection import select
+from dioptra_assets.runs.selection import Selection, select
 from resources.store import Cell, DamagedCellError, MissingCellError
 from resources.tables import write_table
 from tests.conftest import ARCHITECTURES, ATTACKS, CELLS, Lab
@@ -191,7 +191,7 @@ def test_a_missing_cell_names_itself_and_a_command_that_makes_it(blank: Lab, mon
         options = get_command(cli.app).commands["materialize"].make_context("materialize", command[2:]).params  # type: ignore[attr-defined]
         graph = blank.defs().resolve_asset_graph()
         keys = [key for level in graph.toposorted_asset_keys_by_level for key in level]
-        selected = select(graph, keys, options["asset"] or (), options["cell"] or ())
+        selected = select(graph, keys, Selection(options["asset"] or (), options["cell"] or ()))
         wanted = "|".join(partition[name] for name in sorted(partition))
         assert selected[client_key(asset)] == ({wanted} if wanted else None)
 
@@ -265,6 +265,6 @@ def test_materialize_in_python_makes_its_home_where_there_is_none(
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "new" / "home"))
     monkeypatch.setattr(definitions, "defs", blank.defs)
-    with pytest.raises(LookupError, match="there is no experiment 'other', there are tiny"):
+    with pytest.raises(LookupError, match="there is no experiment 'other', available: tiny"):
         loading.materialize("other", log=print)
     assert (tmp_path / "new" / "home").is_dir()

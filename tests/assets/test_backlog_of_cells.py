@@ -27,7 +27,7 @@ def test_mlflow_that_was_away_is_told_of_a_cell_when_it_is_back(blank: Lab, monk
         again = tell_mlflow(tracking, blank.store, instance, said.append)
     ((tags, run_id, _),) = written.runs
     assert (tags["asset"], again.runs) == ("tiny/testing_set", [])
-    assert said == ["MLflow was told of 1 cells that it had missed"]
+    assert said == ["1 cells that were waiting were logged to MLflow"]
     assert observed.asset_observation
     assert observed.asset_observation.metadata["mlflow_run_id"].value == run_id
     data = MlflowClient(tracking.mlflow_tracking_uri).get_run(run_id).data

@@ -47,7 +47,7 @@ def test_materialize_computes_a_cell_that_was_lost_and_says_what_was_up_to_date(
 
 def test_materialize_of_an_unknown_experiment_is_one_line(looking: Lab, call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(definitions, "defs", looking.defs)
-    assert call("materialize", "tyni") == (2, [], ["there is no experiment 'tyni', there are tiny"])
+    assert call("materialize", "tyni") == (2, [], ["there is no experiment 'tyni', available: tiny"])
 
 
 def test_materialize_says_of_each_failed_cell_why_and_counts_what_was_not_tried(
@@ -62,7 +62,7 @@ def test_materialize_says_of_each_failed_cell_why_and_counts_what_was_not_tried(
     expected = "failed: dioptra_assets.robustness.data.base.DataError: "
     assert [line.split(expected)[0] for line in err[:-1]] == ["tiny/testing_set ", "tiny/training_set "]
     assert all("nowhere" in line and "DIOPTRA_ASSETS_DATA" in line for line in err[:-1])
-    assert err[-1] == f"{CELLS - 7} cells not tried, since what they are made from failed"
+    assert err[-1] == f"{CELLS - 7} cells not tried, because their inputs failed"
 
 
 def test_a_wrong_experiment_file_is_its_sentence(blank: Lab, call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_the_broken_experiment_itself_is_its_sentence(one_wrong: Lab, call, comm
 
 def test_check_says_each_mistake_and_nothing_else(one_wrong: Lab, call) -> None:
     assert call("check") == (1, [], [SENTENCE])
-    assert call("check", "tiny") == (0, ["tiny: no mistake was found"], [])
-    assert call("check", "tyni") == (2, [], ["there is no experiment 'tyni', there are tiny, wrong"])
+    assert call("check", "tiny") == (0, ["tiny: no mistakes found"], [])
+    assert call("check", "tyni") == (2, [], ["there is no experiment 'tyni', available: tiny, wrong"])
     one_wrong.write(EXPERIMENT, "wrong")
-    assert call("check") == (0, ["all experiments: no mistake was found"], [])
+    assert call("check") == (0, ["all experiments: no mistakes found"], [])
 
 
 def test_transfer_prints_every_model_on_the_images_made_on_every_model(looking: Lab, call) -> None:
@@ -155,7 +155,7 @@ def test_the_page_follows_the_experiment(blank: Lab, call, monkeypatch: pytest.M
     assert (code, out[-1]) == (0, f"report: {page}")
     blank.write({**small, "description": "Another title of the same numbers."})
     assert call("report", "tiny")[2] == [
-        "tiny was changed since: `dioptra-assets materialize tiny` makes the report anew"
+        "the report is out of date, tiny has changed since: run `dioptra-assets materialize tiny`"
     ]
     assert "Another title" not in page.read_text()
     assert call("materialize", "tiny")[0] == 0

@@ -11,6 +11,7 @@ from dioptra_assets.command_line import display
 from dioptra_assets.command_line.display import line, showing
 from dioptra_assets.definitions import defs
 from dioptra_assets.runs.launch import materialize_experiment
+from dioptra_assets.runs.selection import Selection
 from resources import settings
 from resources.instance import home_instance
 from resources.store import CellStore
@@ -106,7 +107,7 @@ def test_what_a_step_writes_is_in_the_log_of_its_run_and_not_in_the_terminal(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     with home_instance() as instance:
         launched = materialize_experiment(
-            made_up.defs(), "made_up", instance=instance, store=CellStore(settings.store_url()), assets=["training_set"]
+            made_up.defs(), "made_up", instance=instance, store=CellStore(settings.store_url()), only=Selection(["training_set"])
         )
     assert [cell.path for cell in launched.computed] == ["made_up/training_set"]
     assert capfd.readouterr() == ("", "")

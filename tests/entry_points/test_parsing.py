@@ -214,7 +214,7 @@ def test_parameters_name_the_cell_and_the_model_worked_on(name: str, kwargs: str
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("fgn", "eps=0.3", "there is no entry point 'fgn', there are init_model, train, infer, fgm, "),
+        ("fgn", "eps=0.3", "there is no entry point 'fgn', available: init_model, train, infer, fgm, "),
         (
             "fgm",
             "epz=0.3",

@@ -18,6 +18,7 @@ from dioptra_assets.housekeeping import archive, backup, rubbish, verification
 from dioptra_assets.housekeeping.archive import ArchiveError, export_experiment, import_experiment
 from dioptra_assets.robustness.image_set import ImageSet
 from dioptra_assets.runs.launch import Launched, materialize_experiment
+from dioptra_assets.runs.selection import Selection
 from resources import store as cells
 from resources.documents import read_config, write_config
 from resources.image_store import read_image_set, write_image_set
@@ -87,7 +88,7 @@ def test_what_is_damaged_is_computed_again_once_it_is_withdrawn(blank: Lab, monk
     def launch() -> Launched:
         with blank.instance() as instance:
             return materialize_experiment(
-                blank.defs(), "tiny", instance=instance, store=blank.store, assets=["attack_config"]
+                blank.defs(), "tiny", instance=instance, store=blank.store, only=Selection(["attack_config"])
             )
 
     made = launch().computed
@@ -138,7 +139,7 @@ def test_what_was_exported_is_imported_to_the_byte_and_a_second_time_is_nothing_
     assert content(other) == content(store)
     assert import_experiment(other, file) == ("digits", 0, 3)
     assert content(other) == content(store)
-    assert run("import", str(file))[1].startswith("0 cells of digits taken in, 3 were here already")
+    assert run("import", str(file))[1].startswith("0 cells of digits imported, 3 were already here")
 
 
 def test_cells_that_are_others_here_are_kept_unless_they_are_to_be_replaced(store: CellStore, tmp_path: Path) -> None:

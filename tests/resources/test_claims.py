@@ -145,7 +145,7 @@ def test_another_checkout_with_an_edited_file_computes_nothing_until_it_claims(
     assert call("claim", "tiny") == 0
     assert f"belongs to {package.resolve()}/defs/tiny\n" in capsys.readouterr().out
     assert call("claim", "tiny") == 0
-    assert f"belongs to {package.resolve()}/defs/tiny, and was that of" in capsys.readouterr().out
+    assert f"belongs to {package.resolve()}/defs/tiny; it belonged to" in capsys.readouterr().out
     assert config_of(other).success
     assert not config_of(blank).success
     assert blank.store.find(Cell("tiny/architecture_config", {"architecture": "le_net"}))

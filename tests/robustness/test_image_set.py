@@ -134,7 +134,7 @@ def test_images_come_in_the_order_asked_for(rows: list[int]):
 
 @pytest.mark.parametrize("rows", [[10], [0, -11], [3, 99]])
 def test_a_position_that_does_not_exist_is_an_error_and_no_image_less(rows: list[int]):
-    with pytest.raises(IndexError, match=r"a set: there is no row (10|-11|99), there are 10"):
+    with pytest.raises(IndexError, match=r"a set: there is no row (10|-11|99), the set has 10 rows"):
         image_set(10).images(rows)
     with pytest.raises(IndexError, match=r"a set: there is no row"):
         image_set(10)[rows]
@@ -192,7 +192,7 @@ def test_rows_are_chosen_by_what_the_index_says():
     assert [*source.where(label="one").index["image_id"]] == [*source.where(label=1).index["image_id"]]
     assert len(source.where(label=[0, 1])) == 10
     assert [*source.where(label="zero", image_id=["000002", "000003"]).index["image_id"]] == ["000002"]
-    with pytest.raises(LookupError, match="a set has no class 'two', there are zero, one"):
+    with pytest.raises(LookupError, match="a set has no class 'two', available: zero, one"):
         source.where(label="two")
     with pytest.raises(LookupError, match="a set has no column 'class', it has image_id, label"):
         source.where(**{"class": 1})

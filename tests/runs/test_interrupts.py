@@ -23,7 +23,7 @@ from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS, Lab
 
 SECONDS = 5.0
-LINE = re.compile(r"interrupted; (\d+) cells? kept; the same command goes on")
+LINE = re.compile(r"interrupted; (\d+) cells? kept; run the same command to continue")
 
 # The command itself, on the experiment of a test. It is interrupted where the launch, or a cell, says that it has come
 # so far: by itself, so that no test depends on how fast the machine is.

@@ -62,7 +62,7 @@ def test_a_second_launch_computes_nothing(lab: Lab) -> None:
 def test_an_unknown_experiment_is_named_beside_those_there_are(lab: Lab) -> None:
     with lab.instance() as instance, pytest.raises(UnknownExperimentError) as raised:
         materialize_experiment(lab.defs(), "tyni", instance=instance, store=lab.store)
-    assert str(raised.value) == "there is no experiment 'tyni', there are tiny"
+    assert str(raised.value) == "there is no experiment 'tyni', available: tiny"
 
 
 @pytest.mark.parametrize(

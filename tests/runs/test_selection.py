@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dioptra_assets.runs.selection import SelectionError, expected, select
+from dioptra_assets.runs.selection import Selection, SelectionError, expected, select
 from tests import made_up_cells as made_up
 
 pytestmark = pytest.mark.quick
@@ -20,7 +20,7 @@ def graph() -> Any:
 
 
 def selected(graph: Any, assets: list[str], cells: list[str]) -> dict[str, set[str | None] | None]:
-    return {key.path[-1]: found for key, found in select(graph, KEYS, assets, cells).items()}
+    return {key.path[-1]: found for key, found in select(graph, KEYS, Selection(assets, cells)).items()}
 
 
 def test_an_asset_comes_with_what_it_is_made_from(graph: Any) -> None:
@@ -58,16 +58,16 @@ def test_without_a_selection_everything_is_selected(graph: Any) -> None:
 @pytest.mark.parametrize(
     ("assets", "cells", "sentence"),
     [
-        (["modl"], [], "experiment 'made_up' has no asset 'modl', it has model"),
-        (["model"], ["nope"], "made_up/model has no cell 'nope', it has le_net, shallow_net"),
-        (["testing_set"], ["le_net"], "made_up/testing_set has one cell without a name: leave out --cell 'le_net'"),
+        (["modl"], [], "experiment 'made_up' has no asset 'modl', available: model"),
+        (["model"], ["nope"], "made_up/model has no cell 'nope', available: le_net, shallow_net"),
+        (["testing_set"], ["le_net"], "made_up/testing_set has a single cell without a key: leave out --cell 'le_net'"),
     ],
 )
 def test_what_there_is_not_is_named_beside_what_there_is(
     graph: Any, assets: list[str], cells: list[str], sentence: str
 ) -> None:
     with pytest.raises(SelectionError) as raised:
-        select(graph, KEYS, assets, cells)
+        select(graph, KEYS, Selection(assets, cells))
     assert str(raised.value) == sentence
 
 

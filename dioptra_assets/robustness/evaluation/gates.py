@@ -170,7 +170,7 @@ def parse_gate(rule: str, severity: Severity = "block") -> Gate:
         raise ValueError(f"{rule!r} is not understood, a gate is {FORMS}")
     known = sorted({metric for metrics in METRICS.values() for metric in metrics})
     if found["metric"] not in known:
-        raise ValueError(f"{rule!r}: there is no metric {found['metric']!r}, there are {', '.join(known)}")
+        raise ValueError(f"{rule!r}: there is no metric {found['metric']!r}, available: {', '.join(known)}")
     bound = _number(rule, found["bound"] or found["less"] or str(Z))
     by = ""
     if found["against"]:

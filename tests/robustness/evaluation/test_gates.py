@@ -72,7 +72,7 @@ def test_a_sentence_becomes_a_rule(rule: str, expected: dict[str, Any]) -> None:
     ("rule", "said"),
     [
         ("accuracy > 0.5", "is not understood, a gate is `METRIC >= NUMBER`"),
-        ("speed >= 0.5", "there is no metric 'speed', there are asr, clean_accuracy, ra, robust_accuracy"),
+        ("speed >= 0.5", "there is no metric 'speed', available: asr, clean_accuracy, ra, robust_accuracy"),
         ("asr <= 5", "5 is not allowed, a rate is from 0 to 1"),
         ("asr <= 1e", "'1e' is no number"),
         ("asr <= 1e999", "'1e999' is no number"),
