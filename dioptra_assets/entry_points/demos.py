@@ -1,7 +1,7 @@
-"""The demos' jobs under their own names, and what each of their parameters became here.
+"""The entry points of the Dioptra demos under their own names, with the mapping of their parameters.
 
-Types, bounds, defaults and help of a parameter are those of the config field it sets. Beside the demos' parameters an
-entry point takes every other field of its configs, under the field's own name (`engine`, `trigger.size`).
+A parameter takes its type, bounds, default and help from the config field it sets. Besides the parameters of the demos,
+an entry point accepts every other field of its configs by its own name (`engine`, `trigger.size`).
 
 Why: docs/decisions/0016-an-entry-point-is-one-row.md
 """
@@ -26,13 +26,13 @@ from partitions.keys import ARCHITECTURE, ATTACK, KEY_RULE, is_key
 
 
 class _Fields(NamedTuple):
-    """The fields of a config that an entry point takes.
+    """The fields of a config that an entry point accepts.
 
     Attributes:
-        section: what the config configures.
+        section: what the config is for, for example `attack`.
         config: its type.
-        demo: the demos' parameters, `name` or `name=path of the field`.
-        without: fields that are not parameters.
+        demo: parameters of the demos, each as `name` or `name=path of the field`.
+        without: fields that are not exposed as parameters.
     """
 
     section: str
@@ -51,25 +51,26 @@ def _make(
     defaults: Mapping[tuple[str, str], Any] | None = None,
     example: str = "",
 ) -> EntryPoint:
-    own, defaults = Parameter("experiment", _EXPERIMENT, _EXPERIMENT_HELP, WORKBENCH, demo=False), defaults or {}
+    experiment = Parameter("experiment", _EXPERIMENT, _EXPERIMENT_HELP, WORKBENCH, demo=False)
+    defaults = defaults or {}
     parameters: dict[str, Parameter] = {}
     aliases: dict[str, str] = {}
-    for one in [*taken, own]:
-        for parameter in _parameters(one, defaults) if isinstance(one, _Fields) else [one]:
+    for source in [*taken, experiment]:
+        for parameter in _parameters(source, defaults) if isinstance(source, _Fields) else [source]:
             before = parameters.get(parameter.name)
             joined = (*before.places, *parameter.places) if before else parameter.places
             parameters[parameter.name] = replace(before or parameter, places=joined)
     for parameter in parameters.values():
         aliases |= {path: parameter.name for _, path in parameter.places if path not in parameters}
-    ordered = sorted(parameters.values(), key=lambda one: not one.demo)
+    ordered = sorted(parameters.values(), key=lambda parameter: not parameter.demo)
     return EntryPoint(
         name=name,
         help=text,
         assets=tuple(assets.split()),
-        parameters={one.name: one for one in ordered},
+        parameters={parameter.name: parameter for parameter in ordered},
         not_needed=dict(not_needed),
         not_taken=dict(not_taken or {}),
-        configs={one.section: one.config for one in taken if isinstance(one, _Fields)},
+        configs={fields.section: fields.config for fields in taken if isinstance(fields, _Fields)},
         defaults=dict(defaults),
         aliases=aliases,
         example=tuple(example.split()),
@@ -77,14 +78,14 @@ def _make(
 
 
 def _parameters(fields: _Fields, defaults: Mapping[tuple[str, str], Any]) -> list[Parameter]:
-    demo = {path or name: name for name, _, path in (one.partition("=") for one in fields.demo.split())}
+    demo = {path or name: name for name, _, path in (word.partition("=") for word in fields.demo.split())}
     without = {"method", *fields.without.split()}
-    found = dict(_leaves(fields.config))
+    leaves = dict(_leaves(fields.config))
     parameters = []
-    for path in [*demo, *(path for path in found if path not in demo)]:
+    for path in [*demo, *(path for path in leaves if path not in demo)]:
         if path in without or path.split(".")[0] in without:
             continue
-        info = found[path]
+        info = leaves[path]
         parameters.append(
             Parameter(
                 name=demo.get(path, path),
@@ -99,7 +100,7 @@ def _parameters(fields: _Fields, defaults: Mapping[tuple[str, str], Any]) -> lis
 
 
 def _leaves(config: type[BaseModel], within: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Path and field of everything that takes a value and not fields of its own."""
+    """Path and field of everything that holds a value, not further fields."""
     for name, info in config.model_fields.items():
         nested = nested_model(info.annotation)
         if nested:
@@ -110,51 +111,57 @@ def _leaves(config: type[BaseModel], within: str = "") -> Iterator[tuple[str, Fi
 
 def _key(key: str) -> str:
     if not is_key(key):
-        raise ValueError(f"{key!r} is not allowed, it takes {KEY_RULE}")
+        raise ValueError(f"{key!r} is not allowed, a key has {KEY_RULE}")
     return key
 
 
 _ANY = Field()
 _EXPERIMENT = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,100}$")]
-_EXPERIMENT_HELP = "The experiment whose data and assets these are."
+_EXPERIMENT_HELP = "Experiment that provides the data and holds the results."
 _ARCHITECTURE = Literal[tuple(ARCHITECTURES)]  # pyright: ignore[reportInvalidTypeForm]
 _KEY = Annotated[str, AfterValidator(_key)]
 _SET_KEY = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@=-]{1,200}$")]
 _VERSION = Annotated[int, Field(ge=1)]
 _REGISTERED = (
-    Parameter("model", str, "Registered model, NAME or NAME/VERSION."),
-    Parameter("model_name", str, "Registered model; the same as model."),
-    Parameter("model_version", _VERSION, "Its version. Left out: the latest."),
-    Parameter("model_architecture", _ARCHITECTURE, "The model of this architecture, with the default recipe."),
+    Parameter("model", str, "Registered model, as NAME or NAME/VERSION."),
+    Parameter("model_name", str, "Registered model. Same as model."),
+    Parameter("model_version", _VERSION, "Version of the registered model. Default: the latest."),
+    Parameter(
+        "model_architecture", _ARCHITECTURE, "Use the model of this architecture, trained with the default recipe."
+    ),
 )
 _MODEL = (
     *_REGISTERED,
-    Parameter("architecture", _KEY, "Architecture key of the model, such as le_net@epochs=3.", demo=False),
+    Parameter("architecture", _KEY, "Architecture key of the model, for example le_net@epochs=3.", demo=False),
 )
 _SET = (
-    Parameter("asset", Annotated[str, AfterValidator(checked_set)], "The set worked on.", "testing_set", demo=False),
-    Parameter(ARCHITECTURE, _KEY, "Architecture key of the cell of that set.", demo=False),
-    Parameter(ATTACK, _KEY, "Attack key of the cell of that set.", demo=False),
-    Parameter("defence", _KEY, "Defence key of the cell of that set, of a defended_set.", demo=False),
-    Parameter("image_set", _SET_KEY, "Key of the set that was defended, of a defended_set.", demo=False),
+    Parameter(
+        "asset", Annotated[str, AfterValidator(checked_set)], "The image set to work on.", "testing_set", demo=False
+    ),
+    Parameter(ARCHITECTURE, _KEY, "Architecture key of the image set.", demo=False),
+    Parameter(ATTACK, _KEY, "Attack key of the image set.", demo=False),
+    Parameter("defence", _KEY, "Defence key of the image set, only for a defended_set.", demo=False),
+    Parameter("image_set", _SET_KEY, "Key of the set that was defended, only for a defended_set.", demo=False),
 )
-_FROM_RUN = Parameter("load_dataset_from_mlruns", bool, "Whether a run id that is given is used.", True)
-_TAG = Parameter("register_model_name", str, "Sets model_tag: the name is {experiment}_{model_tag}_{architecture}.")
-_DATA = "The images are those that the experiment declares under `data`."
-_RUN = "A set is named by the run that made it, or by asset and keys; it has no file and no folder."
-_OUTPUT = "Sets are stored as cells of assets; `da.load` gives one."
-_RANGE = "Pixels are float32 in [0, 1] everywhere, and what a model needs beyond that is a layer of the model."
-_MEMORY = "Nothing here depends on the batch size, which is chosen to fit in memory."
+_FROM_RUN = Parameter("load_dataset_from_mlruns", bool, "Whether to use the given run id.", True)
+_TAG = Parameter(
+    "register_model_name", str, "Name to register under, as {experiment}_{model_tag}_{architecture}. Sets model_tag."
+)
+_DATA = "The experiment declares its images under `data`."
+_RUN = "An image set is named by the run that made it, or by asset and keys, not by a file or folder."
+_OUTPUT = "Image sets are stored as cells of assets. Load them with `da.load`."
+_RANGE = "Pixels are float32 in [0, 1] everywhere. Any further preprocessing is a layer of the model."
+_MEMORY = "The result does not depend on the batch size, which is chosen to fit in memory."
 _UNTRAINED = "Nothing is trained."
 _NOTHING_RANDOM = "Nothing is drawn at random."
-_CELL_SEED = "The noise is drawn from the seed of the cell, which the experiment's seed and the names of the cell give."
-_NO_MODEL = "No model takes part: a trigger and a label are set."
+_CELL_SEED = "The noise uses the seed of the cell, derived from the experiment's seed and the names of the cell."
+_NO_MODEL = "No model is involved: only a trigger and a label are set."
 _OWN_POISONS = "The poisons are made from the experiment's training set."
 _COMMON: dict[str, str] = {
-    "seed=-1": "A seed that is left out is derived from the experiment's and logged.",
+    "seed=-1": "Without a seed, one is derived from the experiment's seed and logged.",
     "data_dir": _DATA,
     "dataset": _DATA,
-    "image_size": "Images have the size that they have in the experiment's data.",
+    "image_size": "Images keep the size they have in the experiment's data.",
     "clip_values": _RANGE,
     "rescale": _RANGE,
     "imagenet_preprocessing": _RANGE,
@@ -173,7 +180,7 @@ def _defence(name: str, text: str, demo: str, seed: str) -> EntryPoint:
         "defended_set predictions",
         *_REGISTERED,
         _Fields("defence", DEFENCES[name], " ".join(f"{name}_{path}={path}" for path in demo.split())),
-        Parameter("dataset_run_id", str, "MLflow run of the cell whose set is defended."),
+        Parameter("dataset_run_id", str, "MLflow run of the cell that holds the image set to defend."),
         _FROM_RUN,
         *_SET,
         not_needed=_DEFENDING | {"seed": seed},
@@ -184,7 +191,7 @@ def _defence(name: str, text: str, demo: str, seed: str) -> EntryPoint:
 _ALL = (
     _make(
         "init_model",
-        "Bring a pretrained model into the experiment, and evaluate it on the testing set.",
+        "Add a pretrained model to the experiment and evaluate it on the testing set.",
         "model clean_predictions",
         _Fields(
             "architecture",
@@ -203,7 +210,7 @@ _ALL = (
     ),
     _make(
         "train",
-        "Train a model, and evaluate it on the testing set.",
+        "Train a model and evaluate it on the testing set.",
         "model clean_predictions poisoned_model triggered_testing_set poisoning_examples poisoning_metrics",
         _Fields(
             "architecture",
@@ -212,7 +219,9 @@ _ALL = (
             "validation_split seed",
         ),
         _TAG,
-        Parameter("apply_defense", bool, "Madry's adversarial training; its fields are madry.eps and so on.", False),
+        Parameter(
+            "apply_defense", bool, "Use Madry's adversarial training. Its fields are madry.eps and so on.", False
+        ),
         Parameter("training_dataset_run_id", str, "MLflow run of the poisoned training set to train on."),
         _FROM_RUN,
         Parameter("attack", _KEY, "Attack key of the poisoned training set to train on.", demo=False),
@@ -221,9 +230,9 @@ _ALL = (
     ),
     _make(
         "infer",
-        "Evaluate a model on a stored set.",
+        "Evaluate a model on a stored image set.",
         "predictions",
-        Parameter("run_id", str, "MLflow run of the cell whose set is predicted."),
+        Parameter("run_id", str, "MLflow run of the cell that holds the image set to evaluate on."),
         *_REGISTERED,
         *_SET,
         not_needed=_STORED | {"batch_size": _MEMORY, "seed": _NOTHING_RANDOM},
@@ -236,21 +245,21 @@ _ALL = (
         *_MODEL,
         _Fields("attack", FastGradientMethod, "batch_size eps eps_step minimal norm seed"),
         not_needed=_COMMON,
-        not_taken={"target_index": "give the class to reach as target_class, with targeted=true."},
+        not_taken={"target_index": "give the target class as target_class, with targeted=true."},
         defaults={("attack", "eps"): 0.3},
         example="model_architecture=le_net",
     ),
     _make(
         "pt",
-        "Attack the testing set with the pixel attack, or the threshold attack.",
+        "Attack the testing set with the pixel attack or the threshold attack.",
         "adversarial_set evasion_examples evasion_metrics",
         *_MODEL,
         _Fields("attack", PixelAttack, "batch_size th es"),
         Parameter(
             "method",
             Literal["pixel", "threshold"],
-            "pixel: at most th pixels change; threshold: each pixel by at most th of 255, where es is "
-            f"{ThresholdAttack.model_fields['es'].default} when left out.",
+            "pixel: at most th pixels change. threshold: each pixel changes by at most th of 255; es then defaults to "
+            f"{ThresholdAttack.model_fields['es'].default}.",
             "pixel",
             demo=False,
         ),
@@ -260,7 +269,7 @@ _ALL = (
     ),
     _make(
         "miface",
-        "Reconstruct an image of each class from a model.",
+        "Reconstruct one image per class from a model.",
         "inverted_set inversion_metrics",
         *_MODEL,
         _Fields("inversion", ModelInversion, "batch_size max_iter window_length threshold learning_rate seed"),
@@ -286,25 +295,25 @@ _ALL = (
             "discriminator_layer_1_size discriminator_layer_2_size regularization_factor poison_fraction",
         ),
         not_needed=_TRAINING | {SWITCH: _OWN_POISONS, "training_dataset_run_id": _OWN_POISONS},
-        not_taken={f"{SWITCH}={yes}": f"{_OWN_POISONS[:-1]}, leave it out." for yes in ("true", "1", "yes", "on")},
+        not_taken={f"{SWITCH}={yes}": f"{_OWN_POISONS[:-1]}: leave it out." for yes in ("true", "1", "yes", "on")},
         defaults={("poisoning", "poison_fraction"): 0.1},
         example="model_architecture=le_net target_class_id=1",
     ),
     _make(
         "gen_poison_test_data",
-        "Put the trigger on the testing set; with label_type=train, poison the training set.",
+        "Add the trigger to the testing set. With label_type=train, poison the training set instead.",
         "poisoned_training_set poison_manifest triggered_testing_set",
         _Fields("poisoning", BaselineBackdoor, "target_class seed poison_fraction", "label_type"),
         Parameter(
             "label_type",
             Literal["train", "test"],
-            "train: poisoned_training_set, with the target class as label; test: triggered_testing_set, labels kept.",
+            "train: poisoned_training_set, labelled with the target class. test: triggered_testing_set, labels kept.",
             "test",
         ),
         Parameter(
             "asset",
             Literal["triggered_testing_set", "poisoned_training_set"],
-            "The set made. Left out: as label_type says. With label_type=test, training rows keep their labels.",
+            "The set to make. Default: as label_type says. With label_type=test, training rows keep their labels.",
             demo=False,
         ),
         not_needed=_COMMON | {"batch_size": _MEMORY, "model_architecture": _NO_MODEL},
@@ -323,25 +332,25 @@ _ALL = (
             "proxy_architecture",
         ),
         not_needed=_COMMON
-        | {"label_type": "A clean-label poison keeps the label of its image, in training and in testing data alike."},
+        | {"label_type": "A clean-label poison keeps the label of its image, in training and testing data alike."},
         not_taken={"target_index": "give the class as target_class."},
         example="model_architecture=le_net target_class=1",
     ),
     _defence(
         "spatial_smoothing",
-        "Smooth a stored set with a median filter.",
+        "Smooth a stored image set with a median filter.",
         "window_size apply_fit apply_predict",
         _NOTHING_RANDOM,
     ),
     _defence(
         "jpeg_compression",
-        "Send a stored set through JPEG.",
+        "Compress a stored image set with JPEG.",
         "channels_first quality apply_fit apply_predict",
         _NOTHING_RANDOM,
     ),
     _defence(
         "gaussian_augmentation",
-        "Add Gaussian noise to a stored set.",
+        "Add Gaussian noise to a stored image set.",
         "perform_data_augmentation ratio sigma apply_fit apply_predict",
         _CELL_SEED,
     ),
@@ -355,10 +364,10 @@ ENTRY_POINTS["mi"] = ENTRY_POINTS["miface"]
 
 
 def entry_point(name: str) -> EntryPoint:
-    """The entry point of a name.
+    """The entry point with this name.
 
     Raises:
-        EntryPointError: naming those that exist.
+        EntryPointError: there is none. The message lists those available.
     """
     if name not in ENTRY_POINTS:
         raise EntryPointError(f"there is no entry point {name!r}, available: {', '.join(ENTRY_POINTS)}")

@@ -1,4 +1,4 @@
-"""The parameters of an entry point, for people."""
+"""The parameters of an entry point as a readable table."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ _BOUNDS = {
 
 
 class Row(NamedTuple):
-    """A parameter for people: each column is text, and may be empty."""
+    """One parameter. Each column is text and may be empty."""
 
     name: str
     type: str
@@ -30,22 +30,24 @@ class Row(NamedTuple):
 
 
 def parameters_table(entry: EntryPoint) -> list[Row]:
-    """The parameters of an entry point for `--help`, in order: name, type, bounds, default and help."""
-    return [_row(one) for one in entry.parameters.values()]
+    """The parameters of an entry point for `--help`."""
+    return [_row(parameter) for parameter in entry.parameters.values()]
 
 
 def _row(parameter: Parameter) -> Row:
     schema = create_model("Parameter", value=(parameter.type, ...)).model_json_schema()["properties"]["value"]
-    choices = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
     names = {bool: "boolean", int: "integer", float: "number", str: "string"}
     kinds = dict.fromkeys(
-        kind for one in choices for kind in ([one["type"]] if "type" in one else [names[type(x)] for x in one["enum"]])
+        kind
+        for choice in choices
+        for kind in ([choice["type"]] if "type" in choice else [names[type(value)] for value in choice["enum"]])
     )
     bounds = [
-        text.format(", ".join(map(key_text, one[bound])) if bound == "enum" else key_text(one[bound]))
-        for one in choices
+        text.format(", ".join(map(key_text, choice[bound])) if bound == "enum" else key_text(choice[bound]))
+        for choice in choices
         for bound, text in _BOUNDS.items()
-        if bound in one
+        if bound in choice
     ]
     default = parameter.default
     shown = "required" if default is PydanticUndefined else "" if default in (None, "") else key_text(default)

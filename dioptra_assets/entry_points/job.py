@@ -1,6 +1,6 @@
-"""The Dagster job of the demos' entry points: each is a few cells of a dynamic experiment.
+"""The Dagster job that runs entry points. Each computes a few cells of a dynamic experiment.
 
-A job names its cells by their configs, so the same job asked for twice computes nothing twice.
+Cells are named by their configs, so running the same job twice computes nothing twice.
 """
 
 import time
@@ -18,42 +18,36 @@ from partitions.keys import CONFIG_KEY
 from resources.store import Cell, StoreResource
 from resources.tracking.resource import Tracking
 
-"""Jobs: the demos' entry points, each a few cells of a dynamic experiment, run by one Dagster job.
+JOB, OP = "entry_point", "run_entry_point"
 
-A job names its cells by their configs, so the same job asked for twice computes nothing twice.
-"""
-
-JOB = "entry_point"
-
-OP = "run_entry_point"
-
-# Run tags that say what a job was and what came of it.
+# Run tags: what a job was, and its result.
 ENTRY_POINT_TAG, MLFLOW_RUN_TAG, CELL_TAG = "dioptra/entry_point", "dioptra/mlflow_run_id", "dioptra/cell"
-
 
 POLL_SECONDS = 1.0
 
 # An enumeration, so that the launchpad lists them.
-_ENTRY_POINTS = dg.Enum("EntryPoint", [dg.EnumValue(name, description=one.help) for name, one in ENTRY_POINTS.items()])
+_ENTRY_POINTS = dg.Enum(
+    "EntryPoint", [dg.EnumValue(name, description=entry.help) for name, entry in ENTRY_POINTS.items()]
+)
 
 
 def entry_point_job(load: Callable[[], dg.Definitions], module: str) -> dg.JobDefinition:
-    """The Dagster job that runs an entry point: cell after cell, each in a run of its own asset.
+    """The Dagster job that runs an entry point, cell by cell, each in its own run.
 
-    The job itself leads those runs, in its own process whatever executor was chosen for them: a worker that waits for
-    workers could wait for itself.
+    The job leads these runs in its own process, whatever executor they use. A worker that waits for other workers could
+    end up waiting for itself.
 
     Args:
-        load: gives the code location whose assets are materialized.
-        module: where it is.
+        load: returns the code location with the assets to materialize.
+        module: the module that holds it.
     """
 
     @dg.op(
         name=OP,
         config_schema={
-            "entry_point": dg.Field(_ENTRY_POINTS, description="Which entry point."),
+            "entry_point": dg.Field(_ENTRY_POINTS, description="Name of the entry point."),
             "parameters": dg.Field([str], default_value=[], description="Its parameters, each as `name=value`."),
-            "depends_on": dg.Field([str], default_value=[], description="Ids of jobs that must have finished."),
+            "depends_on": dg.Field([str], default_value=[], description="Ids of jobs that must finish first."),
         },
     )
     def run_entry_point(context: dg.OpExecutionContext, store: StoreResource, tracking: Tracking) -> None:
@@ -113,7 +107,7 @@ def _refuse_declared(definitions: dg.Definitions, experiment: str) -> None:
     dynamic = sorted({key.path[0] for key in graph.get_all_asset_keys() if key.path[1:] == ["predictions"]})
     if experiment not in dynamic:
         raise dg.Failure(
-            f"experiment {experiment!r} declares its cells, `dioptra-assets materialize {experiment}` makes them; jobs"
-            f" work in {', '.join(dynamic)}",
+            f"experiment {experiment!r} declares its cells: run `dioptra-assets materialize {experiment}`;"
+            f" experiments available to jobs: {', '.join(dynamic)}",
             allow_retries=False,
         )

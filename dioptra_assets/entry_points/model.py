@@ -1,4 +1,4 @@
-"""What an entry point of the demos is: its parameters, what it makes, and what it works on."""
+"""The type of an entry point: its parameters, what it makes, and what it works on."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ SWITCH = "load_dataset_from_mlruns"
 
 
 class EntryPointError(ValueError):
-    """A parameter, or an entry point, that cannot be used; one sentence, with what is allowed."""
+    """An entry point or a parameter cannot be used. The message is one sentence, with what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Parameter:
     """A parameter of an entry point.
 
     Attributes:
-        name: as the demos call it; one of ours as its config field is called.
-        type: with its bounds, for pydantic.
+        name: the name used by the demos, or the name of the config field if they lack it.
+        type: the type with its bounds, for pydantic.
         help: one line.
-        default: what it is where it is not given; PydanticUndefined where it must be given.
+        default: the default value; PydanticUndefined if the parameter is required.
         places: the fields that it sets: (`architecture`, `attack`, `poisoning`, `inversion` or `defence`, path of the
-            field). Empty where it names a cell or a model: see :class:`Target`.
-        demo: the demos have it.
+            field). Empty if it names a cell or a model, see :class:`Target`.
+        demo: whether the demos have it.
     """
 
     name: str
@@ -42,15 +42,14 @@ class EntryPoint:
     """A job of the demos.
 
     Attributes:
-        name: as the demos call it.
+        name: the name used by the demos.
         help: what it does, in one line.
-        assets: the assets below the experiment that it makes, those it was asked for first; what they are made from
-            is made before where it is missing.
-        parameters: what it takes, the demos' first.
-        not_needed: parameters of the demos that are accepted and change nothing here, and why, in one sentence.
-        not_taken: parameters of the demos that are refused, since they ask for what is not done, and why.
-        configs: the typed configs that it makes, by what they configure.
-        defaults: (config, path of a field) -> what it is where no parameter gives it, other than the config says.
+        assets: the assets of the experiment that it makes, main results first. Missing inputs are made before them.
+        parameters: its parameters, those of the demos first.
+        not_needed: parameters of the demos that are accepted but have no effect, each with a sentence that says why.
+        not_taken: parameters of the demos that are refused, each with a sentence that says why.
+        configs: the typed configs that it makes, by section.
+        defaults: (section, path of a field) -> default, where it differs from that of the config.
         aliases: other names of parameters.
         example: parameters of a call that works.
     """
@@ -69,20 +68,20 @@ class EntryPoint:
 
 @dataclass(frozen=True)
 class Target:
-    """What an entry point works on, as its parameters name it; what is None was not named.
+    """What an entry point works on, as named by its parameters. None: not named.
 
     Attributes:
-        experiment: whose assets these are.
-        model: architecture key of the model that is attacked, inverted, asked or used as the proxy model.
-        model_name: the name under which it is registered in MLflow, instead of `model`. Where both are given, the key
-            of the registered model is `model` or begins with `{model}@`.
-        model_version: the version registered.
-        asset: the set worked on, or of `gen_poison_test_data` the one made; one of `SETS`.
-        architecture: architecture key of that set's cell.
-        attack: attack key of that set's cell.
-        defence: defence key of that set's cell, of a `defended_set`.
-        image_set: key of the set that was defended, of a `defended_set`.
-        run_id: the MLflow run of the cell that holds the set, instead of all these.
+        experiment: the experiment that the assets belong to.
+        model: architecture key of the model that is attacked, inverted, evaluated or used as the proxy model.
+        model_name: its registered name in MLflow, instead of `model`. If both are given, the key of the registered
+            model is `model` or begins with `{model}@`.
+        model_version: its registered version.
+        asset: the image set to work on; for `gen_poison_test_data`, the one to make. One of `SETS`.
+        architecture: architecture key of that set.
+        attack: attack key of that set.
+        defence: defence key of that set, only for a `defended_set`.
+        image_set: key of the set that was defended, only for a `defended_set`.
+        run_id: the MLflow run of the cell that holds the set, instead of asset and keys.
     """
 
     experiment: str

@@ -1,4 +1,4 @@
-"""From the words of a call to typed configs, and to what an entry point works on.
+"""Parse the parameters of a call into typed configs and the target of an entry point.
 
 >>> from dioptra_assets.entry_points.demos import entry_point
 >>> fgm = entry_point("fgm")
@@ -31,10 +31,10 @@ from partitions.image_sets import SETS
 
 
 def parse_kwargs(text: str) -> list[str]:
-    """The parameters in the demos' `entry_point_kwargs`: `-P eps=0.3 -P norm=2` gives `eps=0.3` and `norm=2`.
+    """Split the demos' `entry_point_kwargs`: `-P eps=0.3 -P norm=2` gives `eps=0.3` and `norm=2`.
 
     Raises:
-        EntryPointError: for anything else.
+        EntryPointError: the text has another form.
     """
     try:
         words = shlex.split(text)
@@ -51,21 +51,21 @@ def parse_kwargs(text: str) -> list[str]:
 
 
 def unused(entry: EntryPoint, given: Iterable[str]) -> list[str]:
-    """A sentence for each parameter that is accepted and changes nothing, with the reason.
+    """One sentence for each parameter that is accepted but has no effect, with the reason.
 
     Args:
         entry: the entry point.
         given: `parameter=value`, as for :func:`parse_parameters`.
     """
     items = list(given)
-    said = [f"{one} is not used: {reason}" for one in items if (reason := _of_item(entry.not_needed, one))]
-    if (switch := next((one for one in items if one.startswith(f"{SWITCH}=")), "")) and not _switched_on(switch):
-        said += [f"{one} is not used: {SWITCH} is false." for one in items if one.partition("=")[0] in RUN_IDS]
-    return said
+    sentences = [f"{item} is not used: {reason}" for item in items if (reason := _of_item(entry.not_needed, item))]
+    if (switch := next((item for item in items if item.startswith(f"{SWITCH}=")), "")) and not _switched_on(switch):
+        sentences += [f"{item} is not used: {SWITCH} is false." for item in items if item.partition("=")[0] in RUN_IDS]
+    return sentences
 
 
 def _of_item(reasons: Mapping[str, str], item: str) -> str | None:
-    """The reason for a parameter, or for the value that it is given."""
+    """The reason given for a parameter, or for this value of it."""
     called, _, text = item.partition("=")
     return reasons.get(f"{called}={text.lower()}") or reasons.get(called)
 
@@ -75,15 +75,15 @@ def _switched_on(item: str) -> bool:
 
 
 def parse_parameters(entry: EntryPoint, given: Iterable[str]) -> dict[str, Any]:
-    """Typed values by parameter, of those that were given and are used; :func:`unused` names the others.
+    """Typed values of the given parameters. Those without effect are left out, see :func:`unused`.
 
     Args:
         entry: the entry point.
         given: `parameter=value`, each parameter once. Several values of one parameter are joined by commas.
 
     Raises:
-        EntryPointError: for a parameter that does not exist, is given twice, must be given, is out of bounds or of the
-            wrong type, and for one of the demos' that is not taken, with the reason.
+        EntryPointError: a parameter does not exist, is given twice, is missing, is out of bounds, has the wrong type,
+            or is one of the demos' that is refused.
     """
     where = f"entry point {entry.name!r}"
     values: dict[str, Any] = {}
@@ -98,16 +98,16 @@ def parse_parameters(entry: EntryPoint, given: Iterable[str]) -> dict[str, Any]:
         parameter = entry.parameters.get(entry.aliases.get(called, called))
         if parameter is None:
             raise EntryPointError(
-                f"{where}: there is no parameter {called!r}, allowed are {', '.join(entry.parameters)}"
+                f"{where}: there is no parameter {called!r}, available: {', '.join(entry.parameters)}"
             )
         if parameter.name in values:
             raise EntryPointError(f"{where}, parameter {parameter.name!r}: given twice")
-        # The demos write Adam; no name here has capitals.
+        # The demos write Adam. Names here are in lower case.
         text = text.lower() if get_origin(_plain(parameter.type)) is Literal else text
         values[parameter.name] = parse_value(parameter.type, text, between=",")
     fields: Any = {
-        one.name: (one.type, Field(default=... if one.default is PydanticUndefined else None))
-        for one in entry.parameters.values()
+        parameter.name: (parameter.type, Field(default=... if parameter.default is PydanticUndefined else None))
+        for parameter in entry.parameters.values()
     }
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
     checked = _checked(model, values, where).model_dump(exclude_unset=True)
@@ -116,19 +116,19 @@ def parse_parameters(entry: EntryPoint, given: Iterable[str]) -> dict[str, Any]:
 
 
 def config_of(entry: EntryPoint, values: Mapping[str, Any], *, model: str | None = None) -> dict[str, Any]:
-    """The typed configs that an entry point makes, by what they configure.
+    """The typed configs that an entry point makes, by section.
 
     Args:
         entry: the entry point.
         values: from :func:`parse_parameters`.
-        model: architecture key of the proxy model, where `values` name a registered one.
+        model: architecture key of the proxy model, if `values` name a registered one.
 
     Returns:
         `architecture` (TrainingRecipe), `attack` (Attack), `poisoning` (Poisoning), `inversion` (ModelInversion) or
         `defence` (Defence); none for `infer`.
 
     Raises:
-        EntryPointError: where values do not fit together.
+        EntryPointError: the values contradict each other.
     """
     where = f"entry point {entry.name!r}"
     documents: dict[str, dict[str, Any]] = {section: {} for section in entry.configs}
@@ -145,7 +145,7 @@ def config_of(entry: EntryPoint, values: Mapping[str, Any], *, model: str | None
         case "pt":
             configs["attack"] = {"pixel": PixelAttack, "threshold": ThresholdAttack}[values.get("method", "pixel")]
         case "gen_poison_test_data":
-            # The demos' `test` is of testing data. Of training data it makes another, harmless, kind of poison.
+            # In the demos, `test` means testing data. On training data it would make another, harmless, kind of poison.
             own_labels = values.get("label_type") == "test" and values.get("asset") == "poisoned_training_set"
             documents["poisoning"]["label_type"] = "test" if own_labels else "train"
         case "gen_poison_clean_data":
@@ -163,31 +163,32 @@ def target_of(entry: EntryPoint, values: Mapping[str, Any]) -> Target:
         values: from :func:`parse_parameters`.
 
     Raises:
-        EntryPointError: where a set or a model is named twice, or not at all.
+        EntryPointError: an image set or a model is named twice, or not at all.
     """
     where = f"entry point {entry.name!r}"
     registered, _, version = str(values.get("model") or values.get("model_name") or "").partition("/")
     if "model" in values and values.get("model_name", values["model"]) not in {registered, values["model"]}:
-        raise EntryPointError(f"{where}: model and model_name are two models, give one of them")
+        raise EntryPointError(f"{where}: model and model_name name different models, give only one")
     if version and not re.fullmatch("[1-9][0-9]*", version):
         raise EntryPointError(f"{where}, parameter 'model': {values['model']!r} is not allowed, write NAME or NAME/1")
     if "model_version" in values and not registered:
-        raise EntryPointError(f"{where}, parameter 'model_version': give the model_name whose version it is")
+        raise EntryPointError(f"{where}, parameter 'model_version': it needs a model_name, give both")
     model, architecture = values.get("model_architecture"), values.get("architecture")
-    works_on_set = any(one in entry.parameters for one in RUN_IDS)
-    run_id = next((values[one] for one in RUN_IDS if one in values), None) if values.get(SWITCH, True) else None
+    works_on_set = any(name in entry.parameters for name in RUN_IDS)
+    run_id = next((values[name] for name in RUN_IDS if name in values), None) if values.get(SWITCH, True) else None
     if works_on_set and values.get(SWITCH) and not run_id:
-        wanted = next(one for one in RUN_IDS if one in entry.parameters)
+        wanted = next(name for name in RUN_IDS if name in entry.parameters)
         raise EntryPointError(f"{where}, parameter {SWITCH!r}: give {wanted}, the MLflow run that made the set")
     if not works_on_set:
-        # There is one architecture here: that of the model.
+        # There is only one architecture here, that of the model.
         if model and architecture and architecture.partition("@")[0] != model and not registered:
             raise EntryPointError(
-                f"{where}: model_architecture {model!r} and architecture {architecture!r} are two models, give one"
+                f"{where}: model_architecture {model!r} and architecture {architecture!r} name different models, give"
+                " only one"
             )
         model, architecture = architecture or model, None
     if "model" in entry.parameters and not (model or registered) and "defence" not in entry.configs:
-        raise EntryPointError(f"{where}: no model is named, give model_architecture, architecture or model_name")
+        raise EntryPointError(f"{where}: no model is given, give model_architecture, architecture or model_name")
     target = Target(
         experiment=values.get("experiment", WORKBENCH),
         model=model if "model" in entry.parameters else None,
@@ -233,7 +234,7 @@ def _set(document: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _apply_defense(document: dict[str, Any], values: Mapping[str, Any], where: str) -> None:
-    given = [one for one in values if one.startswith("madry.")]
+    given = [name for name in values if name.startswith("madry.")]
     if given and not values.get("apply_defense", True):
         raise EntryPointError(f"{where}, parameter {given[0]!r}: set apply_defense to true, or leave it out")
     if values.get("apply_defense") or given:
@@ -247,7 +248,7 @@ def _name_registered(document: dict[str, Any], name: str, values: Mapping[str, A
     tag = name.removeprefix(before).removesuffix(after).removesuffix("_")
     if "_".join(filter(None, [before.removesuffix("_"), tag, after])) != name:
         raise EntryPointError(
-            f"{where}, parameter 'register_model_name': {name!r} is not allowed, models of this experiment are called "
+            f"{where}, parameter 'register_model_name': {name!r} is not allowed, models of this experiment are named "
             f"{before}{after}, or {before}TAG_{after} with the model_tag TAG"
         )
     if values.get("model_tag", tag) != tag:
@@ -257,17 +258,17 @@ def _name_registered(document: dict[str, Any], name: str, values: Mapping[str, A
 
 def _with_set(target: Target, where: str) -> Target:
     naming = list(dict.fromkeys(dimension for dimensions in SETS.values() for dimension in dimensions))
-    named = [one for one in ("asset", *naming) if getattr(target, one)]
+    named = [name for name in ("asset", *naming) if getattr(target, name)]
     if target.run_id:
         if named:
-            raise EntryPointError(f"{where}: run_id names the set already, leave out {', '.join(named)}")
+            raise EntryPointError(f"{where}: run_id already names the set, leave out {', '.join(named)}")
         return target
     asset = str(target.asset)
     wanted = SETS[asset]
-    missing = [one for one in wanted if not getattr(target, one)]
-    needless = [one for one in naming if getattr(target, one) and one not in wanted]
+    missing = [name for name in wanted if not getattr(target, name)]
+    needless = [name for name in naming if getattr(target, name) and name not in wanted]
     if missing or needless:
         what = f"give {' and '.join(missing)}" if missing else f"leave out {' and '.join(needless)}"
-        named = f"named by {' and '.join(wanted)}" if wanted else "there once"
-        raise EntryPointError(f"{where}: {asset} is {named}: {what}")
+        identified = f"is identified by {' and '.join(wanted)}" if wanted else "has a single cell"
+        raise EntryPointError(f"{where}: {asset} {identified}: {what}")
     return target

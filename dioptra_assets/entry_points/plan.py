@@ -1,4 +1,4 @@
-"""The cells that an entry point makes, each after those it is made from."""
+"""The cells that an entry point makes, each after its inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Step:
         asset: name below the experiment.
         partition: dimension -> key.
         family: of the attack key.
-        main: what the job is about; its MLflow run is the job's.
-        kept: of a `keyed_config`, what is put there before it is materialized.
+        main: whether this is the main result. Its MLflow run is that of the job.
+        kept: for a `keyed_config`, the config to store before it is materialized.
     """
 
     asset: str
@@ -35,10 +35,10 @@ class Step:
 
 
 def plan(entry: EntryPoint, values: Mapping[str, Any], store: CellStore, tracking: Tracking) -> list[Step]:
-    """The cells of a job, each after those it is made from.
+    """The cells of a job, each after its inputs.
 
     Raises:
-        EntryPointError: where the values do not fit together, or name a model or set that there is not.
+        EntryPointError: the values contradict each other, or name a model or image set that does not exist.
     """
     target = target_of(entry, values)
     model = _model_key(target, store, tracking)
@@ -49,8 +49,10 @@ def plan(entry: EntryPoint, values: Mapping[str, Any], store: CellStore, trackin
 
 
 def _kept(documents: Mapping[str, Mapping[str, Any]]) -> list[Step]:
-    """Of some keys, with what they name, those that are short."""
-    return [Step(KEYED_CONFIG, {CONFIG_KEY: key}, kept=one) for key, one in documents.items() if is_short(key)]
+    """Steps that store the documents behind short keys. Other keys spell out their document."""
+    return [
+        Step(KEYED_CONFIG, {CONFIG_KEY: key}, kept=document) for key, document in documents.items() if is_short(key)
+    ]
 
 
 def _cells_of(  # noqa: PLR0911 - one return for each kind of job
@@ -117,8 +119,8 @@ def _name_of(config: Any) -> str:
 
 
 def _model_steps(key: str) -> list[Step]:
-    own = {ARCHITECTURE: key}
-    return [Step("architecture_config", own), Step("model", own), Step("clean_predictions", own)]
+    partition = {ARCHITECTURE: key}
+    return [Step(asset, partition) for asset in ("architecture_config", "model", "clean_predictions")]
 
 
 def _training(key: str, target: Target, tracking: Tracking) -> list[Step]:
@@ -127,16 +129,16 @@ def _training(key: str, target: Target, tracking: Tracking) -> list[Step]:
         return [config, Step(model.asset, model.partition, main=True), predictions]
     asset, partition = _stored_set(target, tracking)
     if asset != "poisoned_training_set":
-        raise EntryPointError(f"entry point 'train': {asset} is no training set, name a poisoned_training_set")
+        raise EntryPointError(f"entry point 'train': {asset} is not a training set, give a poisoned_training_set")
     poison = partition[ATTACK]
     poisoned = {ARCHITECTURE: key, ATTACK: poison}
     return [config, model, predictions, *_poison_steps(poison, "triggered_testing_set"), *_poisoned_steps(poisoned)]
 
 
 def _poison_steps(key: str, *assets: str) -> list[Step]:
-    own = {ATTACK: key}
-    config = Step("poisoning_config", own, "poisoning")
-    return [config, *(Step(asset, own, "poisoning", main=asset == assets[0]) for asset in assets)]
+    partition = {ATTACK: key}
+    config = Step("poisoning_config", partition, "poisoning")
+    return [config, *(Step(asset, partition, "poisoning", main=asset == assets[0]) for asset in assets)]
 
 
 def _poisoned_steps(poisoned: Mapping[str, str]) -> list[Step]:
@@ -148,11 +150,11 @@ def _poisoned_steps(poisoned: Mapping[str, str]) -> list[Step]:
 
 
 def _model_key(target: Target, store: CellStore, tracking: Tracking) -> str | None:
-    """The architecture key of the model that a target names; of a bare architecture that of the one model it has."""
+    """Architecture key of the model that a target names. A bare architecture stands for its only model."""
     if target.model_name is not None:
         key = tracking.registered_model_tags(target.model_name, target.model_version).get(ARCHITECTURE)
         if key is None:
-            raise EntryPointError(f"the registered model {target.model_name!r} was made by no experiment here")
+            raise EntryPointError(f"the registered model {target.model_name!r} was not made by an experiment here")
         return key
     if target.model is None or "@" in target.model:
         return target.model
@@ -160,17 +162,21 @@ def _model_key(target: Target, store: CellStore, tracking: Tracking) -> str | No
     made = [cell.partition[ARCHITECTURE] for cell in store.cells(asset) if cell.asset == asset]
     fitting = [key for key in made if key.partition("@")[0] == target.model]
     if len(fitting) > 1 and target.model not in fitting:
-        raise EntryPointError(f"{target.model!r} names {len(fitting)} models, give one: architecture={fitting[0]}")
+        raise EntryPointError(
+            f"{target.model!r} matches {len(fitting)} models, give one of them, for example architecture={fitting[0]}"
+        )
     return target.model if target.model in fitting or not fitting else fitting[0]
 
 
 def _stored_set(target: Target, tracking: Tracking) -> tuple[str, dict[str, str]]:
-    """Asset and partition of the set that a target names."""
+    """Asset and partition of the image set that a target names."""
     if target.run_id is not None:
         tags = tracking.run_tags(target.run_id)
         asset = tags.get("asset", "").partition("/")[2]
         if asset not in SETS:
-            raise EntryPointError(f"the MLflow run {target.run_id!r} made no image set, but {tags.get('asset')!r}")
+            raise EntryPointError(
+                f"the MLflow run {target.run_id!r} did not make an image set, but {tags.get('asset')!r}"
+            )
         return asset, {dimension: tags[dimension] for dimension in SETS[asset]}
     asset = str(target.asset)
     return asset, {dimension: str(getattr(target, dimension)) for dimension in SETS[asset]}

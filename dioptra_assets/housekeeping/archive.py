@@ -1,8 +1,8 @@
-"""One experiment as one file: out of a store, and into another, where it is a stranger's until it has been checked.
+"""Export one experiment to a file, and import it into another store, where it is untrusted until checked.
 
-An archive is a plain tar of regular files with numbers for names. The first, `index.json`, says what each of the
-others is: where it belongs in a store, its size and its SHA-256. So nothing in an archive names a place on the disk,
-and what a tar can hold beside regular files (links, devices, sparse files, headers for long names) is refused.
+An archive is a plain tar of regular files with numbers for names. The first, `index.json`, holds the path in the store,
+the size and the SHA-256 of each other file. So nothing in an archive names a place on the disk. Anything else a tar can
+hold (links, devices, sparse files, headers for long names) is refused.
 
 Why: docs/decisions/0029-archives-name-no-place.md
 """
@@ -33,7 +33,7 @@ SEGMENT = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,255}")
 
 
 class ArchiveError(RuntimeError):
-    """An archive is not taken in; nothing of it was written."""
+    """An archive was refused. Nothing of it was written."""
 
 
 class ArchivedFile(BaseModel):
@@ -46,7 +46,7 @@ class ArchivedFile(BaseModel):
 
 
 class Index(BaseModel):
-    """What an archive holds."""
+    """The content of an archive."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: int
@@ -55,24 +55,24 @@ class Index(BaseModel):
 
 
 def export_experiment(store: CellStore, experiment: str, target: Path) -> int:
-    """Write what is served of an experiment to a new file, each byte verified on its way.
+    """Write the served cells of an experiment to a new file, and verify every byte on the way.
 
     Returns:
-        The number of cells.
+        Number of cells.
 
     Raises:
-        LookupError: when nothing of it is stored.
-        FileExistsError: when there is a file already.
-        DamagedCellError: when a cell is not what was written; no file is left then.
+        LookupError: nothing of the experiment is stored.
+        FileExistsError: the file already exists.
+        DamagedCellError: a cell differs from what was written. No file is left.
     """
     stored = [store.open(cell) for cell in store.cells(experiment)]
     if not stored:
         raise LookupError(f"nothing of an experiment {experiment!r} is stored in {store.url}")
     files: list[ArchivedFile] = []
-    for one in stored:
-        for name, record in one.manifest.files.items():
-            files.append(ArchivedFile(path=f"{one.prefix}/{name}", size=record.size, sha256=record.sha256))
-        for path in (f"{one.prefix}/{MANIFEST}", f"{one.cell.path}/{CURRENT}"):
+    for version in stored:
+        for name, record in version.manifest.files.items():
+            files.append(ArchivedFile(path=f"{version.prefix}/{name}", size=record.size, sha256=record.sha256))
+        for path in (f"{version.prefix}/{MANIFEST}", f"{version.cell.path}/{CURRENT}"):
             content = store.get(path) or b""
             files.append(ArchivedFile(path=path, size=len(content), sha256=sha256(content)))
     index = Index(format=FORMAT, experiment=experiment, files=files)
@@ -82,7 +82,9 @@ def export_experiment(store: CellStore, experiment: str, target: Path) -> int:
             for number, file in enumerate(files):
                 content = store.get(file.path)
                 if content is None or (len(content), sha256(content)) != (file.size, file.sha256):
-                    raise ArchiveError(f"{file.path} was altered or lost: `dioptra-assets verify` says what else is")
+                    raise ArchiveError(
+                        f"{file.path} was altered or lost: run `dioptra-assets verify` to find all damage"
+                    )
                 _add(tar, f"{number:08d}", content)
     except FileExistsError:
         raise
@@ -93,18 +95,18 @@ def export_experiment(store: CellStore, experiment: str, target: Path) -> int:
 
 
 def import_experiment(store: CellStore, source: Path, *, replace: bool = False) -> tuple[str, int, int]:
-    """Take the cells of an archive into a store, once all of it has been checked.
+    """Import the cells of an archive into a store, after all of it has been checked.
 
     Args:
-        store: where to.
+        store: the store to import into.
         source: the archive.
-        replace: whether cells that have another content here are replaced; without it they are a reason to refuse.
+        replace: whether to replace cells whose content differs here. Otherwise they are refused.
 
     Returns:
-        The experiment, the number of cells that were taken in, and of those that were here already.
+        The experiment, the number of cells imported, and the number of cells that were already here.
 
     Raises:
-        ArchiveError: what is wrong; the store is as it was.
+        ArchiveError: the archive was refused. The store is unchanged.
     """
     if not source.is_file():
         raise ArchiveError(f"there is no file {source}")
@@ -118,16 +120,16 @@ def import_experiment(store: CellStore, source: Path, *, replace: bool = False) 
         if others and not replace:
             more = " and others" if len(others) > 5 else ""
             raise ArchiveError(
-                f"{source} is not taken in: {', '.join(others[:5])}{more} have another content here; `--replace` serves"
-                " that of the archive instead"
+                f"{source} was not imported: the content of {', '.join(others[:5])}{more} differs here; use `--replace`"
+                " to serve that of the archive instead"
             )
         for path in wanted:
             pointer = small[f"{path}/{CURRENT}"]
             version = Pointer.model_validate_json(pointer).version
-            # A damaged cell is restored from its own version; no version is ever overwritten by another.
+            # A damaged cell is restored from its own version. A version is never overwritten by another.
             if store.sizes(f"{path}/versions/{version}") and store.get(f"{path}/{CURRENT}") != pointer:
                 raise ArchiveError(
-                    f"{source} is not taken in: {path} has a version {version} here, which may be another"
+                    f"{source} was not imported: {path} already has a version {version} here, which may differ"
                 )
         _write(store, file, index, wanted, small)
     return index.experiment, len(wanted), len(cells) - len(wanted)
@@ -142,11 +144,11 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def _index(file: BinaryIO) -> Index:
     name, size = _header(file)
     if name != INDEX or size > MOST_INDEX_BYTES:
-        raise ArchiveError(f"{_named(file)} is no archive of an experiment: it does not begin with {INDEX}")
+        raise ArchiveError(f"{_named(file)} is not an archive of an experiment: it does not begin with {INDEX}")
     try:
         index = Index.model_validate_json(_content(file, size))
     except ValidationError as error:
-        raise ArchiveError(f"{_named(file)}: {INDEX} is not understood: {error.errors()[0]['msg']}") from error
+        raise ArchiveError(f"{_named(file)}: {INDEX} cannot be read: {error.errors()[0]['msg']}") from error
     if index.format != FORMAT:
         raise ArchiveError(f"{_named(file)} has format {index.format}, this release reads {FORMAT}")
     if sum(one.size for one in index.files) > os.fstat(file.fileno()).st_size:
@@ -157,7 +159,7 @@ def _index(file: BinaryIO) -> Index:
     for path in paths:
         segments = path.split("/")
         if segments[0] != index.experiment or not all(SEGMENT.fullmatch(one) for one in segments):
-            raise ArchiveError(f"{_named(file)}: {path!r} is no place below {index.experiment}/")
+            raise ArchiveError(f"{_named(file)}: {path!r} is not a path below {index.experiment}/")
     return index
 
 
@@ -215,7 +217,7 @@ def _checked_cells(index: Index, small: dict[str, bytes]) -> dict[str, Manifest]
 
 
 def _write(store: CellStore, file: BinaryIO, index: Index, wanted: set[str], small: dict[str, bytes]) -> None:
-    """Write the files of the wanted cells, then their manifests, then what serves them."""
+    """Write the files of the wanted cells, then their manifests, then the pointers that serve them."""
     file.seek(0)
     _content(file, _header(file)[1])
     folders = defaultdict(list)
@@ -233,25 +235,25 @@ def _write(store: CellStore, file: BinaryIO, index: Index, wanted: set[str], sma
 
 
 def _header(file: BinaryIO) -> tuple[str, int]:
-    """Name and size of the next entry, which must be a regular file."""
+    """Read the name and size of the next entry, which must be a regular file."""
     block = file.read(BLOCK)
     try:
         entry = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{_named(file)} is no archive of an experiment, or was cut off: {error}") from error
+        raise ArchiveError(f"{_named(file)} is not an archive of an experiment, or is truncated: {error}") from error
     if (
         entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE)
         or entry.linkname
         or not 0 <= entry.size <= MOST_FILE_BYTES
     ):
-        raise ArchiveError(f"{_named(file)}: entry {entry.name!r} is no regular file")
+        raise ArchiveError(f"{_named(file)}: entry {entry.name!r} is not a regular file")
     return entry.name, entry.size
 
 
 def _content(file: BinaryIO, size: int) -> bytes:
     content = file.read(size)
     if len(content) != size:
-        raise ArchiveError(f"{_named(file)} was cut off")
+        raise ArchiveError(f"{_named(file)} is truncated")
     file.read(-size % BLOCK)
     return content
 

@@ -1,48 +1,42 @@
-"""Copying an embedded home while it is in use."""
+"""Back up an embedded home while it is in use."""
 
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from resources.store import (
-    CellStore,
-)
+from resources.store import CellStore
 from resources.tracking.backlog import copy_backlog
 
-if TYPE_CHECKING:
-    pass
-
-# Where an embedded home keeps SQLite databases, and what else of it is worth keeping.
+# Folders of an embedded home with SQLite databases, and other files worth keeping.
 DATABASES = ("history", "schedules", "mlflow")
 FILES = ("dagster.yaml",)
 
 
 class BackupError(RuntimeError):
-    """A home cannot be copied there, or not by this command."""
+    """The home cannot be backed up to this folder, or not by this command."""
 
 
 def backup(home: Path, store: CellStore, target: Path, log: Callable[[str], None] = lambda line: None) -> int:
-    """Copy an embedded home while it is in use: its databases, its store, its settings. The copy is a home.
+    """Copy an embedded home while it is in use: its databases, store and settings. The copy is itself a home.
 
-    Databases come first and the cells after them, so that no event of the copy is about a cell that it lacks; a cell
-    that was made meanwhile is computed again there. Every byte of a cell is verified on its way. What waits for MLflow
-    comes before MLflow's database: what was told meanwhile is told the copy again, with the same effect.
+    Databases are copied before cells, so that every event of the copy has its cell. A cell made in between is computed
+    again there. Every byte of a cell is verified on the way. The MLflow backlog is copied before MLflow's database:
+    entries logged in between are logged to the copy once more, with the same effect.
 
     Returns:
-        The number of cells.
+        Number of cells.
 
     Raises:
-        BackupError: where the folder is not empty, or the store is a server.
-        DamagedCellError: when a cell is not what was written.
+        BackupError: the folder is not empty, or the store is on a server.
+        DamagedCellError: a cell differs from what was written.
     """
     if store.remote:
         raise BackupError(
-            f"the store {store.url} is a server's: back it up there; this command copies an embedded home"
+            f"the store {store.url} is on a server: back it up there, this command only copies an embedded home"
         )
     if target.exists() and any(target.iterdir()):
-        raise BackupError(f"{target} is not empty")
+        raise BackupError(f"{target} is not empty: give an empty or a new folder")
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (home / name).is_file():
@@ -58,7 +52,7 @@ def backup(home: Path, store: CellStore, target: Path, log: Callable[[str], None
             elif path.is_file() and not path.name.endswith(("-wal", "-shm", "-journal")):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
-    log("databases are copied")
+    log("databases copied")
     for cell in store.cells(""):
         store.open(cell).copy_to(copy_of_store)
         copied += 1
@@ -66,7 +60,7 @@ def backup(home: Path, store: CellStore, target: Path, log: Callable[[str], None
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    """As SQLite copies one that others write to: as it is at one moment."""
+    """Copy a database that others may be writing to, as a snapshot of one moment."""
     with sqlite3.connect(f"file:{source}?mode=ro", uri=True) as opened, sqlite3.connect(target) as copy:
         opened.backup(copy)
     opened.close()

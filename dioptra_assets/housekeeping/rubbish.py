@@ -1,4 +1,4 @@
-"""What of a store, of MLflow and of Dagster's record nobody needs."""
+"""Find and remove what is no longer needed in the store, in MLflow and in Dagster's run history."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ class Rubbish:
     """What :func:`clean` may remove.
 
     Attributes:
-        cells: of entries that no experiment file declares any more.
-        versions: (folder of a cell, version) that is not served and is older than readers need.
-        mlflow_runs: ids of MLflow runs of cells that are not stored.
-        dagster_runs: ids of old Dagster runs that failed or were cancelled and made nothing.
-        size: bytes in the store.
+        cells: cells of entries that no experiment file declares any more.
+        versions: (folder of a cell, version) pairs that are not served and older than any reader needs.
+        mlflow_runs: ids of MLflow runs whose cells are not stored.
+        dagster_runs: ids of old Dagster runs that failed or were canceled and made nothing.
+        size: bytes they occupy in the store.
     """
 
     cells: list[Cell] = field(default_factory=list)
@@ -36,12 +36,12 @@ class Rubbish:
 
 
 def rubbish(store: CellStore, declared: dict[str, Collection[str] | None]) -> Rubbish:
-    """What of a store nobody needs.
+    """Find the cells and versions that are no longer needed.
 
     Args:
         store: the store.
-        declared: asset -> the paths of the cells that an experiment file declares, None where cells come as asked for;
-            an asset of an experiment in it that is not there itself is one of a removed entry.
+        declared: the cell paths that an experiment file declares for each asset, None if jobs create the cells. A
+            stored asset of these experiments that is not listed belongs to a removed entry.
     """
     experiments = {asset.split("/")[0] for asset in declared}
     found = Rubbish()
@@ -64,7 +64,7 @@ def rubbish(store: CellStore, declared: dict[str, Collection[str] | None]) -> Ru
 
 
 def old_runs(instance: "dg.DagsterInstance", age: timedelta) -> list[str]:
-    """Dagster runs that ended long ago without having made anything."""
+    """Ids of Dagster runs that failed long ago without making anything."""
     import dagster as dg
 
     ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -79,7 +79,7 @@ def old_runs(instance: "dg.DagsterInstance", age: timedelta) -> list[str]:
 
 
 def orphaned_mlflow_runs(client: Any, store: CellStore, found: Rubbish, experiments: Collection[str]) -> list[str]:
-    """MLflow runs that have ended and were logged for a cell that is not stored, or is to be removed."""
+    """Ids of ended MLflow runs whose cell is not stored, or is to be removed."""
     gone = {cell.path for cell in found.cells}
     there = {cell.path for experiment in experiments for cell in store.cells(experiment)} - gone
     orphans = []
@@ -98,11 +98,11 @@ def orphaned_mlflow_runs(client: Any, store: CellStore, found: Rubbish, experime
 
 
 def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str] | None]:
-    """What the experiment files declare, as :func:`rubbish` takes it; nothing of an experiment whose file is wrong.
+    """What the experiment files declare, as :func:`rubbish` takes it. Experiments with a wrong file are left out.
 
     Raises:
-        ExperimentError: when the file of the experiment that is asked for is wrong.
-        UnknownExperimentError: when there is no such experiment.
+        ExperimentError: the file of the given experiment is wrong.
+        UnknownExperimentError: there is no such experiment.
     """
     from dioptra_assets.assets.cell_context import DIMENSIONS
     from dioptra_assets.broken_experiments import mistakes, refuse_broken
@@ -132,7 +132,7 @@ def declared_cells(graph: Any, experiment: str = "") -> dict[str, Collection[str
 
 
 def remove_rubbish(store: CellStore, found: Rubbish) -> None:
-    """Remove cells and versions. What served a cell goes first: nothing leads to a version that is half gone."""
+    """Remove cells and versions. Pointers go first, so that none leads to a version that is half removed."""
     for cell in found.cells:
         store.forget(cell)
     for folder, version in found.versions:

@@ -1,8 +1,7 @@
-"""Looking at every byte of a store."""
+"""Verify every byte of a store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -18,20 +17,17 @@ from resources.store import (
     sha256,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Verified:
-    """What a look at every byte of a store has found.
+    """Result of :func:`verify_store`.
 
     Attributes:
-        cells: how many are served, whole.
-        versions: how many versions were looked at, superseded ones too.
-        size: bytes that were read.
-        faults: a sentence for each cell or version that is not what was written.
-        damaged: folders of the cells that are served and are not what was written.
+        cells: number of intact cells.
+        versions: number of versions checked, including superseded ones.
+        size: bytes read.
+        faults: one sentence per cell or version that differs from what was written.
+        damaged: folders of the damaged cells.
     """
 
     cells: int = 0
@@ -42,13 +38,13 @@ class Verified:
 
 
 def verify_store(store: CellStore, prefix: str = "") -> Verified:
-    """Compare every byte below a prefix with the manifests, of what is served and of what was superseded."""
+    """Compare every byte below a prefix with the manifests, for served and superseded versions."""
     found = Verified()
     pointers, versions = listed(store, prefix)
     served = set()
     for folder in sorted(pointers | versions.keys()):
         if folder not in pointers and not any(versions[folder].values()):
-            continue  # of a writer that was killed, or is at work: nobody was ever led to it
+            continue  # left by a killed writer, or being written: it was never served
         try:
             stored = store.open_folder(folder)
             stored.verify()
@@ -69,13 +65,13 @@ def verify_store(store: CellStore, prefix: str = "") -> Verified:
 
 
 def withdraw(store: CellStore, found: Verified) -> None:
-    """Serve what is damaged no more: `materialize` computes it again. Its files stay until a later version is there."""
+    """Stop serving damaged cells, so that `materialize` computes them again. Their files stay until it has."""
     for folder in found.damaged:
         store.forget(Cell(folder))
 
 
 def listed(store: CellStore, prefix: str) -> tuple[set[str], dict[str, dict[str, bool]]]:
-    """The folders with a pointer; and folder -> version -> whether there is a manifest of it."""
+    """The folders with a pointer, and for each folder its versions with whether they have a manifest."""
     pointers: set[str] = set()
     versions: dict[str, dict[str, bool]] = {}
     for path in store.sizes_below(prefix):

@@ -107,7 +107,11 @@ def test_what_a_step_writes_is_in_the_log_of_its_run_and_not_in_the_terminal(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     with home_instance() as instance:
         launched = materialize_experiment(
-            made_up.defs(), "made_up", instance=instance, store=CellStore(settings.store_url()), only=Selection(["training_set"])
+            made_up.defs(),
+            "made_up",
+            instance=instance,
+            store=CellStore(settings.store_url()),
+            only=Selection(["training_set"]),
         )
     assert [cell.path for cell in launched.computed] == ["made_up/training_set"]
     assert capfd.readouterr() == ("", "")

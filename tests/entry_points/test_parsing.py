@@ -218,7 +218,7 @@ def test_parameters_name_the_cell_and_the_model_worked_on(name: str, kwargs: str
         (
             "fgm",
             "epz=0.3",
-            "entry point 'fgm': there is no parameter 'epz', allowed are model, model_name, model_version, ",
+            "entry point 'fgm': there is no parameter 'epz', available: model, model_name, model_version, ",
         ),
         ("fgm", "model_architecture=le_net eps=0.3 eps=0.3", "entry point 'fgm', parameter 'eps': given twice"),
         (
@@ -248,28 +248,28 @@ def test_parameters_name_the_cell_and_the_model_worked_on(name: str, kwargs: str
             "entry point 'train', parameter 'model_architecture': a value is required",
         ),
         ("train", "model_architecture=lenet", "entry point 'train', parameter 'model_architecture': 'lenet' is not"),
-        ("fgm", "eps=0.3", "entry point 'fgm': no model is named, give model_architecture, architecture or model_name"),
-        ("fgm", "model=a model_name=b", "entry point 'fgm': model and model_name are two models, give one of them"),
+        ("fgm", "eps=0.3", "entry point 'fgm': no model is given, give model_architecture, architecture or model_name"),
+        ("fgm", "model=a model_name=b", "entry point 'fgm': model and model_name name different models, give only one"),
         ("fgm", "model=a/b", "entry point 'fgm', parameter 'model': 'a/b' is not allowed, write NAME or NAME/1"),
         (
             "fgm",
             "model_architecture=le_net architecture=shallow_net",
-            "entry point 'fgm': model_architecture 'le_net' and architecture 'shallow_net' are two models, give one",
+            "entry point 'fgm': model_architecture 'le_net' and architecture 'shallow_net' name different models, give",
         ),
         (
             "infer",
             "model_architecture=le_net asset=inverted_set architecture=le_net",
-            "entry point 'infer': inverted_set is named by architecture and attack: give attack",
+            "entry point 'infer': inverted_set is identified by architecture and attack: give attack",
         ),
         (
             "infer",
             "model_architecture=le_net attack=fgm",
-            "entry point 'infer': testing_set is there once: leave out attack",
+            "entry point 'infer': testing_set has a single cell: leave out attack",
         ),
         (
             "infer",
             "model_architecture=le_net run_id=f00 asset=testing_set",
-            "entry point 'infer': run_id names the set already, leave out asset",
+            "entry point 'infer': run_id already names the set, leave out asset",
         ),
         (
             "infer",
@@ -293,7 +293,7 @@ def test_a_wrong_parameter_is_refused_in_one_sentence(name: str, kwargs: str, me
             "train",
             "model_architecture=le_net register_model_name=mnist_le_net",
             "entry point 'train', parameter 'register_model_name': 'mnist_le_net' is not allowed, models of this "
-            "experiment are called workbench_le_net, or workbench_TAG_le_net with the model_tag TAG",
+            "experiment are named workbench_le_net, or workbench_TAG_le_net with the model_tag TAG",
         ),
         (
             "train",

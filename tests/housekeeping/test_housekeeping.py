@@ -146,7 +146,7 @@ def test_cells_that_are_others_here_are_kept_unless_they_are_to_be_replaced(stor
     file, other = tmp_path / "digits.tar", furnish(CellStore(str(tmp_path / "other")), eps=0.1)
     export_experiment(store, "digits", file)
     before = content(other)
-    with pytest.raises(ArchiveError, match=r"attack_config/fgm@eps=0\.3, \S+ have another content here; `--replace`"):
+    with pytest.raises(ArchiveError, match=r"attack_config/fgm@eps=0\.3, \S+ differs here; use `--replace`"):
         import_experiment(other, file)
     assert content(other) == before
     assert import_experiment(other, file, replace=True) == ("digits", 2, 1)
@@ -207,27 +207,27 @@ def hostile() -> Iterator[tuple[str, Callable[[list[tuple[tarfile.TarInfo, bytes
     def place(path: str) -> Callable[[list[tuple[tarfile.TarInfo, bytes]]], object]:
         return index(lambda document: document["files"][0].update(path=path))
 
-    yield "a symlink", kind(tarfile.SYMTYPE, "/etc/passwd"), "no regular file"
-    yield "a hard link", kind(tarfile.LNKTYPE, "index.json"), "no regular file"
-    yield "a device", kind(tarfile.CHRTYPE), "no regular file"
-    yield "a fifo", kind(tarfile.FIFOTYPE), "no regular file"
-    yield "a folder", kind(tarfile.DIRTYPE), "no regular file"
-    yield "a sparse file", kind(tarfile.GNUTYPE_SPARSE), "no regular file|no archive"
-    yield "a way up", place("digits/../../etc/cron.d/x"), "is no place below digits/"
-    yield "an absolute path", place("/etc/passwd"), "is no place below digits/"
-    yield "another experiment", place("mnist/report/CURRENT"), "is no place below digits/"
-    yield "a backslash", place("digits/..\\x"), "is no place below digits/"
-    yield "an empty part", place("digits//x"), "is no place below digits/"
+    yield "a symlink", kind(tarfile.SYMTYPE, "/etc/passwd"), "not a regular file"
+    yield "a hard link", kind(tarfile.LNKTYPE, "index.json"), "not a regular file"
+    yield "a device", kind(tarfile.CHRTYPE), "not a regular file"
+    yield "a fifo", kind(tarfile.FIFOTYPE), "not a regular file"
+    yield "a folder", kind(tarfile.DIRTYPE), "not a regular file"
+    yield "a sparse file", kind(tarfile.GNUTYPE_SPARSE), "not a regular file|not an archive"
+    yield "a way up", place("digits/../../etc/cron.d/x"), "is not a path below digits/"
+    yield "an absolute path", place("/etc/passwd"), "is not a path below digits/"
+    yield "another experiment", place("mnist/report/CURRENT"), "is not a path below digits/"
+    yield "a backslash", place("digits/..\\x"), "is not a path below digits/"
+    yield "an empty part", place("digits//x"), "is not a path below digits/"
     yield "a stray", place("digits/notes.txt"), "is not what manifest.json says"
-    yield "a path of a megabyte", place("digits/" + "a" * 1_000_000), "is not understood"
+    yield "a path of a megabyte", place("digits/" + "a" * 1_000_000), "cannot be read"
     yield "a name twice", index(lambda d: d["files"].append(d["files"][0])), "names a file twice"
     yield "a size that is not there", index(lambda d: d["files"][0].update(size=1 << 32)), "more bytes than it has"
-    yield "a size below nothing", index(lambda d: d["files"][0].update(size=-1)), "is not understood"
+    yield "a size below nothing", index(lambda d: d["files"][0].update(size=-1)), "cannot be read"
     yield "another format", index(lambda d: d.update(format=2)), "has format 2, this release reads 1"
     yield "another digest", index(lambda d: d["files"][0].update(sha256="0" * 64)), "was altered"
-    yield "a field more", index(lambda d: d.update(run="me")), "is not understood"
+    yield "a field more", index(lambda d: d.update(run="me")), "cannot be read"
     yield "an altered byte", lambda m: m.__setitem__(1, (m[1][0], b"x" * len(m[1][1]))), "was altered"
-    yield "an entry less", lambda m: m.pop(), "was cut off|is no archive"
+    yield "an entry less", lambda m: m.pop(), "is truncated|is not an archive"
     yield "an entry more", lambda m: m.append((tarfile.TarInfo("x"), b"x")), "holds more than index.json says"
     yield "another order", lambda m: m.insert(1, m.pop()), "is not what index.json says"
     yield "no index", lambda m: m.pop(0), "does not begin with index.json"
@@ -255,7 +255,7 @@ def test_long_names_in_headers_of_their_own_are_refused(store: CellStore, tmp_pa
     export_experiment(store, "digits", file)
     members = entries(file)
     members[1][0].name = "a" * 300 + "/../" * 50
-    with pytest.raises(ArchiveError, match="no regular file"):
+    with pytest.raises(ArchiveError, match="not a regular file"):
         import_experiment(CellStore(str(tmp_path / "other")), packed(file, members, form))
 
 
@@ -286,7 +286,7 @@ def test_what_is_no_archive_is_refused(store: CellStore, tmp_path: Path) -> None
     for held in (b"", b"\0" * 2048, b"x" * 2048, b"\x1f\x8b" + b"x" * 600):
         (tmp_path / "x.tar").write_bytes(held)
         code, said = run("import", str(tmp_path / "x.tar"))
-        assert code == 1 and "is no archive of an experiment" in said
+        assert code == 1 and "is not an archive of an experiment" in said
     assert "there is no file" in run("import", str(tmp_path / "y.tar"))[1]
 
 
