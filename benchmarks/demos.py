@@ -56,11 +56,11 @@ def our_cell(folder: Path, model: Any, testing_set: ImageSet) -> Any:
     facts = {"image_shape": testing_set.image_shape, "class_names": testing_set.class_names}
 
     def stored(cell: Cell, batches: Any) -> ImageSet:
-        return read_image_set(write_image_set(store, cell, batches, n=len(testing_set), **facts))
+        return read_image_set(write_image_set(store.at(cell), batches, n=len(testing_set), **facts))
 
     source, predictions = Cell("bench/testing_set"), Cell("bench/clean_predictions", {"architecture": "le_net"})
     stored(source, testing_set.batches())
-    write_table(store, predictions, predict(model, testing_set))
+    write_table(store.at(predictions), predict(model, testing_set))
 
     def cell() -> float:
         clean = read_image_set(store.open(source))
@@ -77,9 +77,9 @@ def our_cell(folder: Path, model: Any, testing_set: ImageSet) -> Any:
             target="le_net",
         )
         table_cell = Cell("bench/evasion_examples", PARTITION)
-        write_table(store, table_cell, examples)
+        write_table(store.at(table_cell), examples)
         metrics = metric_table(read_table(store.open(table_cell)), class_names=clean.class_names, seed=0)
-        write_table(store, Cell("bench/evasion_metrics", PARTITION), metrics)
+        write_table(store.at(Cell("bench/evasion_metrics", PARTITION)), metrics)
         return float(metrics["robust_accuracy"].iloc[0])
 
     return cell

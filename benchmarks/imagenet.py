@@ -60,7 +60,7 @@ def measured(count: int, batch_size: int, rounds: int) -> list[str]:
         store = CellStore(folder)
 
         def write(name: str, images: Any) -> Any:
-            return write_image_set(store, Cell(name), images, n=count, image_shape=SHAPE, class_names=names)
+            return write_image_set(store.at(Cell(name)), images, n=count, image_shape=SHAPE, class_names=names)
 
         numbers = itertools.count()
         seconds = _median(lambda: write(f"set/adversarial_{next(numbers)}", iter(batches)), rounds)

@@ -63,8 +63,7 @@ def peaks(count: int, batch_size: int) -> dict[str, float]:
             FastGradientMethod(eps=4 / 255, batch_size=batch_size), model, photographs, seed=0, class_count=10
         )
         stored = write_image_set(
-            CellStore(folder),
-            Cell("bench/adversarial_set"),
+            CellStore(folder).at(Cell("bench/adversarial_set")),
             (ImageBatch(batch.images, batch.index) for batch in attacked),
             n=count,
             image_shape=SHAPE,

@@ -114,7 +114,7 @@ def prepare(folder: str, architecture: str, count: int) -> None:
     drawn = ImageSet(DrawnPixels(count), index, CLASSES, "photographs")
     _store(store, Cell("bench/testing_set"), drawn.batches(READ_AT_ONCE), count)
     model = build(architecture, SHAPE, len(CLASSES))
-    write_model(store, Cell("bench/model"), model, pd.DataFrame({"epoch": [0], "loss": [0.0]}))
+    write_model(store.at(Cell("bench/model")), model, pd.DataFrame({"epoch": [0], "loss": [0.0]}))
 
 
 def make(folder: str, method: str, batch_size: int, only: int | None) -> Made:
@@ -147,7 +147,7 @@ def peak() -> float:
 
 
 def _store(store: CellStore, cell: Cell, batches: Iterator[ImageBatch], count: int) -> None:
-    write_image_set(store, cell, batches, n=count, image_shape=SHAPE, class_names=CLASSES)
+    write_image_set(store.at(cell), batches, n=count, image_shape=SHAPE, class_names=CLASSES)
 
 
 def _differences(first: ImageSet, second: ImageSet) -> tuple[float, float]:

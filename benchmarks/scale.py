@@ -222,9 +222,9 @@ def made_up(definitions: Any, instance: Any, store: Any) -> int:
             cell = Cell(f"{NAME}/{asset}", own)
             if table is not None:
                 changed = table.assign(source=own["architecture"], attack=own["attack"])
-                stored = write_table(store, cell, changed, attributes=example.manifest.attributes)
+                stored = write_table(store.at(cell), changed, attributes=example.manifest.attributes)
             else:
-                with store.write(cell, example.manifest.kind) as writer:
+                with store.at(cell).writer(example.manifest.kind) as writer:
                     # The report describes every set; of the examples it shows the last attack's, and reads no others.
                     whole = asset == "adversarial_set" or own["attack"] == last
                     for name in example.manifest.files if whole else ():

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from resources.store import Cell, CellStore, StoredCell
+from resources.store import Destination, StoredCell
 
 CONFIG = "config"
 REPORT = "report"
@@ -14,18 +14,14 @@ REPORT_FILE = "report.html"
 
 
 def write_config(
-    store: CellStore,
-    cell: Cell,
+    destination: Destination,
     document: Mapping[str, Any],
-    *,
-    run_id: str = "",
-    guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
     """Store a config; its data version is the hash of its values."""
     content = json.dumps(document, sort_keys=True, indent=1).encode()
-    with store.write(cell, CONFIG, run_id) as writer:
+    with destination.writer(CONFIG) as writer:
         writer.put(CONFIG_FILE, content)
-        return writer.commit(hashlib.sha256(content).hexdigest(), {}, guard)
+        return writer.commit(hashlib.sha256(content).hexdigest(), {})
 
 
 def read_config(stored: StoredCell) -> dict[str, Any]:
@@ -34,22 +30,18 @@ def read_config(stored: StoredCell) -> dict[str, Any]:
 
 
 def write_report(
-    store: CellStore,
-    cell: Cell,
+    destination: Destination,
     page: str,
     records: Mapping[str, bytes],
-    *,
-    run_id: str = "",
-    guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
     """Store a report page and the records beside it (file name -> content); its data version is the hash of all."""
     files = {REPORT_FILE: page.encode(), **records}
     digest = hashlib.sha256()
-    with store.write(cell, REPORT, run_id) as writer:
+    with destination.writer(REPORT) as writer:
         for name, content in files.items():
             writer.put(name, content)
             digest.update(f"{name}\0{writer.files[name].sha256}\0".encode())
-        return writer.commit(digest.hexdigest(), {}, guard)
+        return writer.commit(digest.hexdigest(), {})
 
 
 def read_report(stored: StoredCell) -> str:

@@ -24,7 +24,7 @@ from zarr.storage import MemoryStore, ObjectStore
 
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_index
-from resources.store import Cell, CellStore, DamagedCellError, StoredCell, StoreError, damage
+from resources.store import Cell, DamagedCellError, Destination, StoredCell, StoreError, damage
 from resources.tables import from_parquet, packed
 
 KIND = "image_set"
@@ -37,29 +37,23 @@ KEPT_BYTES = 64 << 20
 
 
 def write_image_set(
-    store: CellStore,
-    cell: Cell,
+    destination: Destination,
     batches: Iterable[ImageBatch],
     *,
     n: int,
     image_shape: tuple[int, int, int],
     class_names: tuple[str, ...],
     attributes: Mapping[str, Any] | None = None,
-    run_id: str = "",
-    guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
     """Store `n` images that arrive in batches; memory is bounded by a shard.
 
     Args:
-        store: the store.
-        cell: which asset and partition.
+        destination: where the set is written.
         batches: float32 images in [0, 1] with their index rows, `n` in all.
         n: how many images there must be.
         image_shape: (height, width, channels).
         class_names: the classes that the labels point into.
         attributes: further JSON facts for readers.
-        run_id: the run that writes, for the manifest.
-        guard: called last before the set is served.
 
     Returns:
         The set that is served now. Its data version is the hash of pixels, index, class names and, where the
@@ -69,11 +63,12 @@ def write_image_set(
         NonFiniteError: when a pixel is NaN or infinite, naming its image.
         ValueError: when a pixel lies outside [0, 1], there is no image, or batches, index, shape and `n` do not agree.
     """
+    cell = destination.cell
     if n < 1:
         raise ValueError(f"{cell}: no images to store, there must be one at least")
     digest = hashlib.sha256(json.dumps([n, image_shape, class_names]).encode())
     index_parts: list[pd.DataFrame] = []
-    with store.write(cell, KIND, run_id) as writer:
+    with destination.writer(KIND) as writer:
         pixels = _ShardWriter(n, image_shape, writer.put)
         for batch in batches:
             images = np.ascontiguousarray(batch.images, np.float32)
@@ -90,7 +85,7 @@ def write_image_set(
         if (seed := (attributes or {}).get("seed")) is not None:
             digest.update(f"seed {seed}".encode())
         facts = {"n": n, "image_shape": list(image_shape), "class_names": list(class_names), **(attributes or {})}
-        return writer.commit(digest.hexdigest(), facts, guard)
+        return writer.commit(digest.hexdigest(), facts)
 
 
 def read_image_set(stored: StoredCell) -> ImageSet:

@@ -1,7 +1,7 @@
 """Models in the store: a `.keras` file, checked before it is loaded, and its training history."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.model_cache import Loaded
 from dioptra_assets.robustness.model_files.files import load_model, save_model, weights_digest
-from resources.store import Cell, CellStore, StoredCell
+from resources.store import Destination, StoredCell
 from resources.tables import from_parquet, to_parquet
 
 if TYPE_CHECKING:
@@ -23,14 +23,11 @@ HISTORY = "history.parquet"
 
 
 def write_model(
-    store: CellStore,
-    cell: Cell,
+    destination: Destination,
     model: "keras.Model",
     history: pd.DataFrame,
     *,
     attributes: Mapping[str, Any] | None = None,
-    run_id: str = "",
-    guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
     """Store a model; its data version is the hash of its architecture and weights.
 
@@ -39,13 +36,13 @@ def write_model(
     """
     broken = [weight.path for weight in model.weights if not np.isfinite(np.asarray(weight)).all()]
     if broken:
-        raise NonFiniteError(f"{cell}: the model has non-finite weights in {', '.join(broken[:5])}")
-    with store.write(cell, KIND, run_id) as writer, tempfile.TemporaryDirectory() as folder:
+        raise NonFiniteError(f"{destination.cell}: the model has non-finite weights in {', '.join(broken[:5])}")
+    with destination.writer(KIND) as writer, tempfile.TemporaryDirectory() as folder:
         path = Path(folder, MODEL)
         save_model(model, path)
         writer.put(MODEL, path.read_bytes())
         writer.put(HISTORY, to_parquet(history))
-        return writer.commit(weights_digest(model), attributes or {}, guard)
+        return writer.commit(weights_digest(model), attributes or {})
 
 
 def read_history(stored: StoredCell) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -205,11 +205,12 @@ class StoredCell:
 class CellWriter:
     """Collects the files of a new version, which nobody sees until :meth:`commit`."""
 
-    def __init__(self, store: "CellStore", cell: Cell, kind: str, run_id: str):
-        self.store = store
-        self.cell = cell
+    def __init__(self, destination: "Destination", kind: str):
+        self.store = destination.store
+        self.cell = destination.cell
         self.kind = kind
-        self.run_id = run_id
+        self.run_id = destination.run_id
+        self.guard = destination.guard
         self.version = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self.files: dict[str, FileRecord] = {}
         self.committed: StoredCell | None = None
@@ -220,15 +221,12 @@ class CellWriter:
         self.store.put(f"{self.cell.path}/versions/{self.version}/{name}", content)
         self.files[name] = FileRecord(size=len(content), sha256=sha256(content))
 
-    def commit(
-        self, data_version: str, attributes: Mapping[str, Any], guard: Callable[[], None] = lambda: None
-    ) -> StoredCell:
+    def commit(self, data_version: str, attributes: Mapping[str, Any]) -> StoredCell:
         """Serve this version from now on; keep the served one, to the byte, where it says the same already.
 
         Args:
             data_version: hash of the content; what is made from this cell is stale where it changes.
             attributes: JSON facts for readers. Where they alone differ they are served, under the same data version.
-            guard: called last before the switch; raising keeps the old version served.
 
         Returns:
             The version that is served now.
@@ -255,7 +253,7 @@ class CellWriter:
         self.store.put(f"{stored.prefix}/{MANIFEST}", content)
         # Another writer may have taken the files of a very slow one for those of a killed one.
         stored.check_sizes()
-        guard()
+        self.guard()
         # A put that is cut off may have arrived all the same: from here on this version may be the served one.
         self.keep = True
         pointer = Pointer(version=self.version, manifest_sha256=sha256(content))
@@ -265,6 +263,38 @@ class CellWriter:
         with contextlib.suppress(StoreError):
             self.store.prune(self.cell, keep={self.version, *([current.version] if current else [])})
         return stored
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a value is written, and by whom.
+
+    Attributes:
+        store: the store.
+        cell: which asset and partition.
+        run_id: the run that writes, for the manifest.
+        guard: called last before the new version is served; raising keeps the old one.
+    """
+
+    store: "CellStore"
+    cell: Cell
+    run_id: str = ""
+    guard: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def writer(self, kind: str) -> Generator[CellWriter]:
+        """A writer for a new version of the cell; what is not committed at the end is removed."""
+        writer = CellWriter(self, kind)
+        try:
+            yield writer
+        except StoreError:
+            # A full disk wants its room back; a server that does not answer would only be waited for once more.
+            writer.keep = writer.keep or self.store.remote
+            raise
+        finally:
+            if not writer.keep:
+                with contextlib.suppress(StoreError):
+                    self.store.remove_version(self.cell, writer.version)
 
 
 class CellStore:
@@ -335,20 +365,9 @@ class CellStore:
         except Exception as error:
             raise self._failure(f"read {path}", error) from error
 
-    @contextlib.contextmanager
-    def write(self, cell: Cell, kind: str, run_id: str = "") -> Iterator[CellWriter]:
-        """A writer for a new version of `cell`; what is not committed at the end is removed."""
-        writer = CellWriter(self, cell, kind, run_id)
-        try:
-            yield writer
-        except StoreError:
-            # A full disk wants its room back; a server that does not answer would only be waited for once more.
-            writer.keep = writer.keep or "://" in self.url
-            raise
-        finally:
-            if not writer.keep:
-                with contextlib.suppress(StoreError):
-                    self.remove_version(cell, writer.version)
+    def at(self, cell: Cell) -> Destination:
+        """The place of a cell, for a writer that is no run."""
+        return Destination(self, cell)
 
     def open(self, cell: Cell) -> StoredCell:
         """The version that is served.

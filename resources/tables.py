@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,28 +11,25 @@ import numpy as np
 import pandas as pd
 from pandas.util import hash_array
 
-from resources.store import READERS, Cell, CellStore, StoredCell, sha256
+from resources.store import READERS, Destination, StoredCell, sha256
 
 KIND = "table"
 FILE = "table.parquet"
 
 
 def write_table(
-    store: CellStore,
-    cell: Cell,
+    destination: Destination,
     table: pd.DataFrame,
     *,
     attributes: Mapping[str, Any] | None = None,
-    run_id: str = "",
-    guard: Callable[[], None] = lambda: None,
 ) -> StoredCell:
     """Store a table; its data version is the hash of its columns, values and attributes, which later tables repeat."""
     content, version = packed(table)
     if attributes:
         version = sha256(f"{version}{json.dumps(attributes, sort_keys=True)}".encode())
-    with store.write(cell, KIND, run_id) as writer:
+    with destination.writer(KIND) as writer:
         writer.put(FILE, content)
-        return writer.commit(version, {"rows": len(table), **(attributes or {})}, guard)
+        return writer.commit(version, {"rows": len(table), **(attributes or {})})
 
 
 def read_table(stored: StoredCell) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resources.store import Cell, CellStore, StoredCell
+from resources.store import Cell, CellStore, Destination, StoredCell
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "tiny"
@@ -356,11 +356,17 @@ def make_up(folder: Path) -> None:  # noqa: PLR0915 - a list of stubs
         history = pd.DataFrame({"epoch": epochs, "loss": [1 / epoch for epoch in epochs]})
         return loop.TrainedModel(model, history, seed, len(training_set), 0)  # type: ignore[arg-type]
 
-    def write_model(store: CellStore, cell: Cell, model: MadeUpModel, history: pd.DataFrame, **more: Any) -> StoredCell:
-        with store.write(cell, models.KIND, more["run_id"]) as writer:
+    def write_model(
+        destination: Destination,
+        model: MadeUpModel,
+        history: pd.DataFrame,
+        *,
+        attributes: Any = None,
+    ) -> StoredCell:
+        with destination.writer(models.KIND) as writer:
             writer.put(models.MODEL, model.digest.encode())
             writer.put(models.HISTORY, to_parquet(history))
-            return writer.commit(model.digest, more["attributes"] or {}, more["guard"])
+            return writer.commit(model.digest, attributes or {})
 
     def read_model(stored: StoredCell) -> MadeUpModel:
         return MadeUpModel(stored.read(models.MODEL).decode())

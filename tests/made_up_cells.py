@@ -39,4 +39,4 @@ def _compute(cell: CellContext) -> CellResult:
     report = cell.progress("attacked")
     for done in range(1, 5):
         report(done, 4)
-    return CellResult(write_config(cell.store, cell.cell, {"made": cell.cell.path}, **cell.publishing))
+    return CellResult(write_config(cell.destination, {"made": cell.cell.path}))

@@ -111,14 +111,12 @@ def _attack(
         log=lambda sentence: cell.log(f"{cell.cell}: {sentence}"),
     )
     return write_image_set(
-        cell.store,
-        cell.cell,
+        cell.destination,
         _watched(attacked, clean, change),
         n=len(testing_set),
         image_shape=testing_set.image_shape,
         class_names=testing_set.class_names,
         attributes={"attack": attack_document(attack), **facts},
-        **cell.publishing,
     )
 
 

@@ -12,7 +12,7 @@ from dioptra_assets import progress
 from dioptra_assets.robustness.seeds import derive_seed
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
-from resources.store import Cell, CellStore, MissingCellError, StoredCell
+from resources.store import Cell, CellStore, Destination, MissingCellError, StoredCell
 from resources.tracking.backlog import TrackedRun
 from resources.tracking.resource import Tracking
 
@@ -100,9 +100,9 @@ class CellContext:
         return derive_seed(self.spec.seed, *cell.path.split("/")[1:])
 
     @property
-    def publishing(self) -> dict[str, Any]:
-        """The arguments that every `write_...` of the store takes from a cell."""
-        return {"run_id": self.run_id, "guard": self.guard}
+    def destination(self) -> Destination:
+        """Where the value of this cell is written."""
+        return Destination(self.store, self.cell, self.run_id, self.guard)
 
     def architectures(self) -> list[str]:
         """The architecture keys of the experiment; where they come as they are asked for, those of the models made."""

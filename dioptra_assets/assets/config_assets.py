@@ -64,7 +64,7 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
 
 def publish_config(cell: CellContext, document: Mapping[str, Any]) -> CellResult:
     """A config, stored as the cell's value and shown in the UI."""
-    stored = write_config(cell.store, cell.cell, document, **cell.publishing)
+    stored = write_config(cell.destination, document)
     return CellResult(stored, {"config": dg.MetadataValue.json(dict(document))})
 
 

@@ -55,13 +55,11 @@ def _store(cell: CellContext, split: Split) -> CellResult:
     image_set = cell.spec.source.load(split)
     seen: dict[bytes, str] = {}
     stored = write_image_set(
-        cell.store,
-        cell.cell,
+        cell.destination,
         _fingerprinted(image_set, seen),
         n=len(image_set),
         image_shape=image_set.image_shape,
         class_names=image_set.class_names,
-        **cell.publishing,
     )
     checks = _no_image_in_both(cell, split, seen) if cell.spec.trains else []
     return CellResult(stored, image_set_metadata(read_image_set(stored)), {"n": len(image_set)}, checks=checks)

@@ -123,14 +123,12 @@ def defend_cell(cell: CellContext, defence: Defence, image_set: ImageSet, *, tra
     """Defend a set and store it: as images to be predicted, or as training data."""
     n = len(defended_training_set(defence, image_set, seed=cell.seed)) if training else len(image_set)
     stored = write_image_set(
-        cell.store,
-        cell.cell,
+        cell.destination,
         defend_set(defence, image_set, seed=cell.seed, training=training, progress=cell.progress("defended")),
         n=n,
         image_shape=image_set.image_shape,
         class_names=image_set.class_names,
         attributes={"defence": attack_document(defence), "seed": cell.seed},
-        **cell.publishing,
     )
     return CellResult(stored, image_set_metadata(read_image_set(stored)) | {"seed": cell.seed}, {"n": n})
 

@@ -69,7 +69,7 @@ def _judge(cell: CellContext, *, family: Family, gates: list[Gate]) -> CellResul
         # Nothing is stored: what is made from this cell stays as it was, and the last version is one that passed.
         return CellResult(None, {}, checks=checks)
     facts = {"judged": stored_metrics.manifest.data_version}
-    stored = write_table(cell.store, cell.cell, table, attributes=facts, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes=facts)
     shown = table.drop(columns=["architecture", "attack", "passed", "judged"]).to_markdown(index=False)
     counts = {"not passed": len(not_passed), "rules": len(table)}
     return CellResult(stored, {"gates": dg.MetadataValue.md(shown)}, counts, checks=checks)

@@ -87,8 +87,7 @@ def _invert(cell: CellContext) -> CellResult:
         progress=cell.progress("inverted"),
     )
     stored = write_image_set(
-        cell.store,
-        cell.cell,
+        cell.destination,
         inverted.batches(),
         n=len(inverted),
         image_shape=inverted.image_shape,
@@ -98,7 +97,6 @@ def _invert(cell: CellContext) -> CellResult:
             "seed": seed,
             "model_version": stored_model.manifest.data_version,
         },
-        **cell.publishing,
     )
     with cell.mlflow_run() as run:
         if run and cell.spec.log_sets:
@@ -135,7 +133,7 @@ def _score(cell: CellContext) -> CellResult:
         read_model(cell.read("model", **{ARCHITECTURE: own})),
         {model.cell.partition[ARCHITECTURE]: read_model(model) for model in others},
     )
-    stored = write_table(cell.store, cell.cell, table, attributes={"missing": missing}, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes={"missing": missing})
     metrics = {
         "lowest confidence": float(table["confidence"].min()),
         "mean confidence": float(table["confidence"].mean()),

@@ -27,7 +27,7 @@ def keep_config(store: CellStore, experiment: str, key: str, document: Mapping[s
     """Keep what a short key names, for whoever meets the key."""
     cell = Cell(f"{experiment}/{KEYED_CONFIG}", {CONFIG_KEY: key})
     if not store.find(cell):
-        write_config(store, cell, document)
+        write_config(store.at(cell), document)
 
 
 def kept_config(experiment: str, key: str) -> Mapping[str, Any] | None:

@@ -132,7 +132,7 @@ def _examples(cell: CellContext) -> CellResult:
         "missing": missing,
         **cell.facts,
     }
-    stored = write_table(cell.store, cell.cell, table, attributes=facts, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes=facts)
     metadata: dict[str, Any] = {"preview": dg.MetadataValue.md(_preview(table))}
     if missing:
         metadata["missing"] = dg.MetadataValue.text(f"not evaluated, because not materialized: {', '.join(missing)}")
@@ -143,7 +143,7 @@ def _taken_over(cell: CellContext, twin: StoredCell) -> CellResult:
     """The rows of the same bytes under another version, under the name of this one."""
     version = cell.cell.partition[ARCHITECTURE]
     table = read_table(twin).assign(source=version, target=version)
-    stored = write_table(cell.store, cell.cell, table, attributes=twin.manifest.attributes, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes=twin.manifest.attributes)
     return CellResult(
         stored,
         {"preview": dg.MetadataValue.md(_preview(table))},
@@ -206,7 +206,7 @@ def _metrics(cell: CellContext) -> CellResult:
     table = metric_table(examples, class_names=facts["class_names"], seed=facts["seed"])
     if cell.spec.branch:
         table = table.assign(source=cell.cell.partition[ARCHITECTURE], target=cell.cell.partition[ARCHITECTURE])
-    stored = write_table(cell.store, cell.cell, table, attributes={"missing": facts["missing"]}, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes={"missing": facts["missing"]})
     metrics: dict[str, float] = {}
     for _, row in table.iterrows():
         own = row["target"] == cell.cell.partition[ARCHITECTURE]

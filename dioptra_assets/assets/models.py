@@ -125,7 +125,7 @@ def train_model(
         "training_images": trained.training_rows if recipe.epochs else 0,
         "validation_images": trained.validation_rows,
     }
-    stored = write_model(cell.store, cell.cell, trained.model, trained.history, attributes=facts, **cell.publishing)
+    stored = write_model(cell.destination, trained.model, trained.history, attributes=facts)
     metrics: dict[str, float] = {}
     metadata: dict[str, object] = {"device": device, **{name: facts[name] for name in ("parameters", "seed", "epochs")}}
     if len(trained.history):
@@ -166,7 +166,7 @@ def predict_set(cell: CellContext, stored_model: StoredCell, image_set: ImageSet
     else:
         prepare_device()
         predictions = predict(read_model(stored_model), image_set)
-    stored = write_table(cell.store, cell.cell, predictions, attributes=cell.facts, **cell.publishing)
+    stored = write_table(cell.destination, predictions, attributes=cell.facts)
     confusions = count_confusions(
         predictions["label"], predictions["prediction"], labels=range(len(image_set.class_names))
     )

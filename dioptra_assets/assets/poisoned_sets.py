@@ -126,14 +126,12 @@ def _poison(cell: CellContext) -> CellResult:
         facts |= {"proxy_architecture": architecture, "proxy_version": stored_proxy.manifest.data_version}
     poisoned = poison_training_set(config, training_set, rows=rows, seed=seed, proxy_model=proxy)
     stored = write_image_set(
-        cell.store,
-        cell.cell,
+        cell.destination,
         poisoned.batches,
         n=len(training_set),
         image_shape=training_set.image_shape,
         class_names=training_set.class_names,
         attributes=facts,
-        **cell.publishing,
     )
     poisoned_set = read_image_set(stored)
     manifest = poison_manifest(poisoned_set)
@@ -170,7 +168,7 @@ def _poisons(clean: ImageSet, poisoned: ImageSet) -> dg.MarkdownMetadataValue | 
 
 def _manifest(cell: CellContext) -> CellResult:
     manifest = poison_manifest(read_image_set(cell.read("poisoned_training_set", **cell.cell.partition)))
-    stored = write_table(cell.store, cell.cell, manifest, **cell.publishing)
+    stored = write_table(cell.destination, manifest)
     relabelled = int((manifest["old_label"] != manifest["new_label"]).sum())
     return CellResult(
         stored,
@@ -183,14 +181,12 @@ def _trigger(cell: CellContext) -> CellResult:
     config: Poisoning = read_attack(cell, cell.cell.partition[ATTACK], "poisoning")
     triggered = triggered_testing_set(config, read_image_set(cell.read("testing_set")))
     stored = write_image_set(
-        cell.store,
-        cell.cell,
+        cell.destination,
         triggered.batches(),
         n=len(triggered),
         image_shape=triggered.image_shape,
         class_names=triggered.class_names,
         attributes={"attack": attack_document(config)},
-        **cell.publishing,
     )
     eligible = int(triggered.index["eligible"].sum())
     return CellResult(stored, image_set_metadata(read_image_set(stored)), {"n": len(triggered), "eligible": eligible})

@@ -130,7 +130,7 @@ def _examples(cell: CellContext) -> CellResult:
         ignore_index=True,
     )
     facts = {"seed": poisoned.manifest.attributes["seed"], "missing": missing}
-    stored = write_table(cell.store, cell.cell, table, attributes=facts, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes=facts)
     shown = table.drop(columns=["architecture", "attack"]).head(8).round(3).to_markdown(index=False)
     metadata: dict[str, object] = {"preview": dg.MetadataValue.md(shown)}
     if missing:
@@ -142,7 +142,7 @@ def _metrics(cell: CellContext) -> CellResult:
     stored_examples = cell.read("poisoning_examples", **cell.cell.partition)
     facts = stored_examples.manifest.attributes
     table = poisoning_metrics(read_table(stored_examples), seed=facts["seed"])
-    stored = write_table(cell.store, cell.cell, table, attributes={"missing": facts["missing"]}, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes={"missing": facts["missing"]})
     metrics: dict[str, float] = {}
     for _, row in table.iterrows():
         kind = "" if row["model_kind"] == "poisoned" else f"{row['model_kind']}/"
@@ -188,7 +188,7 @@ def _curve(cell: CellContext) -> CellResult:
 
     metrics, missing = present_poisoning_metrics(cell)
     curve = poison_curve(metrics, cell.spec.poisonings)
-    stored = write_table(cell.store, cell.cell, curve, attributes={"missing": missing}, **cell.publishing)
+    stored = write_table(cell.destination, curve, attributes={"missing": missing})
     shown: dict[str, object] = {"curves": picture(poison_curves(curve), "ASR and C-ACC against the poisoned fraction")}
     if missing:
         shown["missing cells"] = dg.MetadataValue.md("\n".join(f"- {path}" for path in missing))

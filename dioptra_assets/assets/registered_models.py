@@ -156,7 +156,7 @@ def _versions(cell: CellContext) -> CellResult:
     table = version_table(cell.store, cell.spec.name, cell.spec.attacks, cell.versions())
     if table.empty:
         raise MissingCellError(f"{cell.cell}: no registered model has been attacked yet")
-    stored = write_table(cell.store, cell.cell, table, **cell.publishing)
+    stored = write_table(cell.destination, table)
     curves = picture(version_curves(table), "clean and robust accuracy of each version")
     return CellResult(
         stored, {"versions over time": curves}, {"versions": len(table.drop_duplicates(["name", "version"]))}
@@ -205,7 +205,7 @@ def _fetch(cell: CellContext) -> CellResult:
             "class_names": list(testing_set.class_names),
         }
         try:
-            stored = write_model(cell.store, cell.cell, model, pd.DataFrame(), attributes=facts, **cell.publishing)
+            stored = write_model(cell.destination, model, pd.DataFrame(), attributes=facts)
         except NonFiniteError as error:
             found["gives_logits"] = str(error)
     metadata = {"registered model": f"{name} version {version}", "sha256": digest, "device": prepare_device()}

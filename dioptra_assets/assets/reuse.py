@@ -63,7 +63,7 @@ def copy(cell: "CellContext", twin: StoredCell, **attributes: Any) -> StoredCell
         twin: the other.
         attributes: what differs from the attributes of the other.
     """
-    with cell.store.write(cell.cell, twin.manifest.kind, cell.run_id) as writer:
+    with cell.destination.writer(twin.manifest.kind) as writer:
         for name in twin.manifest.files:
             writer.put(name, twin.read(name))
-        return writer.commit(twin.manifest.data_version, {**twin.manifest.attributes, **attributes}, cell.guard)
+        return writer.commit(twin.manifest.data_version, {**twin.manifest.attributes, **attributes})

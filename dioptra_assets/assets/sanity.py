@@ -117,7 +117,7 @@ def _check_model(cell: CellContext) -> CellResult:
     looked_at = {one.cell.partition[ATTACK]: one.manifest.data_version for one in stored}
     rows = _of_twin(cell, cell.twin, looked_at) if cell.twin else _looked_at(cell, stored, looked_at)
     facts = {"missing": missing, **cell.facts}
-    stored_table = write_table(cell.store, cell.cell, rows, attributes=facts, **cell.publishing)
+    stored_table = write_table(cell.destination, rows, attributes=facts)
     results = summed(rows, [name for name in CHECKS if name != TRANSFERRED])
     return _result(cell, MODEL_SANITY, stored_table, results, dg.AssetCheckSeverity.WARN)
 
@@ -165,9 +165,7 @@ def _check(cell: CellContext) -> CellResult:
     of_models[TRANSFERRED] = sanity_result(TRANSFERRED, len(made), (one.finding for one in made if one.finding))
     results = [of_models[name] for name in CHECKS]
     table = sanity_table(results)
-    stored_table = write_table(
-        cell.store, cell.cell, table, attributes={"missing": missing + absent}, **cell.publishing
-    )
+    stored_table = write_table(cell.destination, table, attributes={"missing": missing + absent})
     severity = dg.AssetCheckSeverity.ERROR if cell.spec.sanity == "block" else dg.AssetCheckSeverity.WARN
     return _result(cell, "sanity", stored_table, results, severity)
 

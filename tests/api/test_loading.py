@@ -147,7 +147,7 @@ def test_no_room_of_the_package_has_the_name_of_what_it_offers() -> None:
 def test_metrics_are_told_in_the_columns_that_are_read_first(blank: Lab) -> None:
     full = pd.DataFrame([dict.fromkeys(METRIC_COLUMNS, 0.5) | {"attack": "weak", "source": "le_net", "n": 180}])
     cell = Cell("tiny/evasion_metrics", {"architecture": "le_net", "attack": "weak"})
-    write_table(blank.store, cell, full)
+    write_table(blank.store.at(cell), full)
     short = da.metrics("tiny", attack="weak")
     assert len(short) == 1 and len(short.columns) < 20 < len(full.columns)
     assert {"attack", "source", "target", "n", "robust_accuracy", "robust_accuracy_low"} <= set(short)

@@ -176,7 +176,7 @@ def poison(lab: Lab, architecture: str) -> None:
     try:
         model.set_weights([np.resize(np.array([3e38, -3e38], np.float32), weights.shape) for weights in good])
         cell = Cell("tiny/model", {"architecture": architecture})
-        write_model(lab.store, cell, model, read_history(stored), attributes=stored.manifest.attributes)
+        write_model(lab.store.at(cell), model, read_history(stored), attributes=stored.manifest.attributes)
     finally:
         model.set_weights(good)  # this process keeps loaded models
 

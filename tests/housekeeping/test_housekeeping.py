@@ -36,9 +36,9 @@ def furnish(store: CellStore, eps: float = 0.3) -> CellStore:
     """A few cells of every kind that needs no framework."""
     images = np.linspace(0, 1, 2 * 2 * 2, dtype=np.float32).reshape(2, 2, 2, 1)
     image_set = ImageSet.from_arrays(images, [0, 1], ["zero", "one"])
-    write_config(store, CONFIG, {"method": "fgm", "eps": eps})
-    write_table(store, TABLE, pd.DataFrame({"n": [2], "asr": [eps]}), attributes={"missing": []})
-    write_image_set(store, SET, image_set.batches(2), n=2, image_shape=(2, 2, 1), class_names=("zero", "one"))
+    write_config(store.at(CONFIG), {"method": "fgm", "eps": eps})
+    write_table(store.at(TABLE), pd.DataFrame({"n": [2], "asr": [eps]}), attributes={"missing": []})
+    write_image_set(store.at(SET), image_set.batches(2), n=2, image_shape=(2, 2, 1), class_names=("zero", "one"))
     return store
 
 
@@ -107,7 +107,7 @@ def test_what_is_damaged_is_computed_again_once_it_is_withdrawn(blank: Lab, monk
 
 def test_verify_looks_at_superseded_versions_and_passes_over_unfinished_ones(store: CellStore) -> None:
     before = store.open(CONFIG)
-    write_config(store, CONFIG, {"eps": 0.4})
+    write_config(store.at(CONFIG), {"eps": 0.4})
     store.put(f"{TABLE.path}/versions/20200101T000000-00000000/half.bin", b"half")
     assert verification.verify_store(store).faults == []
     path = Path(store.url, before.prefix, "config.json")
@@ -317,11 +317,11 @@ def test_clean_finds_removed_entries_and_old_versions_and_nothing_that_is_needed
     store: CellStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed = Cell("digits/attack_config", {"attack": "gone"})
-    write_config(store, removed, {"eps": 1})
+    write_config(store.at(removed), {"eps": 1})
     of_others = Cell("mnist/attack_config", {"attack": "gone"})
-    write_config(store, of_others, {"eps": 1})
+    write_config(store.at(of_others), {"eps": 1})
     old = store.open(CONFIG).version
-    write_config(store, CONFIG, {"eps": 0.4})
+    write_config(store.at(CONFIG), {"eps": 0.4})
     declared = {CONFIG.asset: {CONFIG.path}, TABLE.asset: None, SET.asset: {SET.path}}
     young = rubbish.rubbish(store, declared)
     assert (young.cells, young.versions) == ([removed], [(removed.path, store.open(removed).version)])

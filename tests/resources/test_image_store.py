@@ -61,8 +61,7 @@ def image_set(n: int = 21, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -
 
 def write(store: CellStore, source: ImageSet, *, batch_size: int = 5, cell: Cell = CELL, **options: Any) -> StoredCell:
     return write_image_set(
-        store,
-        cell,
+        store.at(cell),
         source.batches(batch_size),
         n=options.pop("n", len(source)),
         image_shape=options.pop("image_shape", source.image_shape),
@@ -214,20 +213,20 @@ def test_a_batch_whose_index_or_shape_does_not_fit_is_refused(store: CellStore):
     grey = ImageBatch(whole.images[..., :1], whole.index)
     for batch in (short, grey):
         with pytest.raises(ValueError, match=r"a batch of shape \(4, 6, 5, [13]\) came with [34] rows of index"):
-            write_image_set(store, CELL, [batch], n=4, image_shape=SHAPE, class_names=CLASSES)
+            write_image_set(store.at(CELL), [batch], n=4, image_shape=SHAPE, class_names=CLASSES)
     assert store.find(CELL) is None
 
 
 def test_an_image_id_that_stands_in_two_batches_is_refused(store: CellStore):
     batch = next(iter(image_set(4).batches(4)))
     with pytest.raises(ValueError, match="image id 'photo 0 ü' stands twice"):
-        write_image_set(store, CELL, [batch, batch], n=8, image_shape=SHAPE, class_names=CLASSES)
+        write_image_set(store.at(CELL), [batch, batch], n=8, image_shape=SHAPE, class_names=CLASSES)
     assert store.find(CELL) is None
 
 
 def test_a_set_without_images_is_refused(store: CellStore):
     with pytest.raises(ValueError, match=f"{CELL.path}: no images"):
-        write_image_set(store, CELL, [], n=0, image_shape=SHAPE, class_names=CLASSES)
+        write_image_set(store.at(CELL), [], n=0, image_shape=SHAPE, class_names=CLASSES)
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
@@ -343,7 +342,7 @@ def test_a_set_is_never_decoded_in_another_way_than_it_was_written(store: CellSt
     with pytest.raises(DamagedCellError, match=r"pixels/zarr\.json"):
         read_everything(store)
     # The same in a version whose digests were made to fit.
-    with warnings.catch_warnings(), store.write(CELL, image_store.KIND) as writer:
+    with warnings.catch_warnings(), store.at(CELL).writer(image_store.KIND) as writer:
         warnings.simplefilter("ignore")
         writer.put("pixels/.zarray", metadata.encode())
         writer.put("pixels/0.0.0.0", pickle.dumps(Bomb(sprung)))
@@ -416,7 +415,7 @@ def test_batches_are_taken_one_at_a_time(store: CellStore):
             yield batch
 
     with pytest.raises(RuntimeError, match="third batch"):
-        write_image_set(store, CELL, batches(), n=20, image_shape=SHAPE, class_names=CLASSES)
+        write_image_set(store.at(CELL), batches(), n=20, image_shape=SHAPE, class_names=CLASSES)
     assert taken == 3
     assert not any(path.is_file() for path in Path(store.url).rglob("*"))
 

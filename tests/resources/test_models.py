@@ -46,7 +46,7 @@ def logits(model: "keras.Model") -> np.ndarray:
 
 
 def test_a_model_read_back_gives_the_same_logits(store: CellStore, model: "keras.Model"):
-    write_model(store, CELL, model, HISTORY, attributes={"seed": 3})
+    write_model(store.at(CELL), model, HISTORY, attributes={"seed": 3})
     stored = store.open(CELL)
     assert logits(read_model(stored)).tobytes() == logits(model).tobytes()
     pd.testing.assert_frame_equal(read_history(stored), HISTORY)
@@ -54,24 +54,24 @@ def test_a_model_read_back_gives_the_same_logits(store: CellStore, model: "keras
 
 
 def test_the_same_weights_change_no_byte_and_others_do(store: CellStore, model: "keras.Model", other: "keras.Model"):
-    first = write_model(store, CELL, model, HISTORY)
+    first = write_model(store.at(CELL), model, HISTORY)
     before = snapshot(Path(store.url))
-    assert write_model(store, CELL, model, HISTORY).version == first.version
+    assert write_model(store.at(CELL), model, HISTORY).version == first.version
     assert snapshot(Path(store.url)) == before
-    second = write_model(store, CELL, other, HISTORY)
+    second = write_model(store.at(CELL), other, HISTORY)
     assert second.manifest.data_version != first.manifest.data_version
     assert logits(read_model(store.open(CELL))).tobytes() == logits(other).tobytes()
     assert logits(read_model(first)).tobytes() == logits(model).tobytes()
 
 
 def test_a_model_is_loaded_once_in_a_process(store: CellStore, model: "keras.Model"):
-    stored = write_model(store, CELL, model, HISTORY)
+    stored = write_model(store.at(CELL), model, HISTORY)
     assert read_model(stored) is read_model(CellStore(store.url).open(CELL))
 
 
 @pytest.mark.parametrize("name", [models.MODEL, models.HISTORY])
 def test_a_changed_byte_is_refused_before_anything_is_loaded(store: CellStore, model: "keras.Model", name: str):
-    stored = write_model(store, CELL, model, HISTORY)
+    stored = write_model(store.at(CELL), model, HISTORY)
     path = Path(store.url, stored.prefix, name)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -90,7 +90,7 @@ def test_a_planted_pickle_or_lambda_is_refused_and_never_run(store: CellStore, m
         "registered_name": None,
     }
     planted = tmp_path / "planted.keras"
-    stored = write_model(store, CELL, model, HISTORY)
+    stored = write_model(store.at(CELL), model, HISTORY)
     with zipfile.ZipFile(Path(store.url, stored.prefix, models.MODEL)) as good, zipfile.ZipFile(planted, "w") as bad:
         for name in good.namelist():
             content = good.read(name)
@@ -100,7 +100,7 @@ def test_a_planted_pickle_or_lambda_is_refused_and_never_run(store: CellStore, m
                 content = json.dumps(document).encode()
             bad.writestr(name, content)
     for content, reason in ((pickle.dumps(Bomb(sprung)), "zip"), (planted.read_bytes(), "Lambda")):
-        with store.write(CELL, models.KIND) as writer:
+        with store.at(CELL).writer(models.KIND) as writer:
             writer.put(models.MODEL, content)
             writer.commit(str(len(content)), {})
         with pytest.raises(Exception, match=rf"model\.keras.*{reason}"):
@@ -111,7 +111,7 @@ def test_a_planted_pickle_or_lambda_is_refused_and_never_run(store: CellStore, m
 def test_a_model_with_nan_in_its_weights_is_refused_and_the_old_one_stays(
     store: CellStore, model: "keras.Model", other: "keras.Model"
 ):
-    write_model(store, CELL, model, HISTORY)
+    write_model(store.at(CELL), model, HISTORY)
     weights = other.get_weights()
     weights[0][0, 0] = np.nan
     broken = build("shallow_net", (4, 4, 1), 3)
@@ -119,5 +119,5 @@ def test_a_model_with_nan_in_its_weights_is_refused_and_the_old_one_stays(
     with pytest.raises(
         NonFiniteError, match=r"^digits/model/shallow_net: the model has non-finite weights in .*hidden/kernel$"
     ):
-        write_model(store, CELL, broken, HISTORY)
+        write_model(store.at(CELL), broken, HISTORY)
     assert logits(read_model(store.open(CELL))).tobytes() == logits(model).tobytes()

@@ -151,12 +151,12 @@ def test_tables_and_image_sets_are_the_same_everywhere(
     monkeypatch.setattr(image_store, "CHUNK_BYTES", 4 * 60)
     monkeypatch.setattr(image_store, "SHARD_BYTES", 8 * 60)
     table = pd.DataFrame({"n": pd.array([1, None], dtype="Int64"), "rate": np.array([0.25, 1 / 3], np.float32)})
-    write_table(store, TABLE, table)
+    write_table(store.at(TABLE), table)
     pd.testing.assert_frame_equal(read_table(store.open(TABLE)), table)
     rng = np.random.default_rng(0)
     source = ImageSet.from_arrays(rng.random((21, 5, 3, 1), dtype=np.float32), rng.integers(0, 2, 21), ["a", "ü"])
     stored = write_image_set(
-        store, SET, source.batches(6), n=21, image_shape=source.image_shape, class_names=source.class_names
+        store.at(SET), source.batches(6), n=21, image_shape=source.image_shape, class_names=source.class_names
     )
     read = read_image_set(store.open(SET))
     assert read.to_numpy()[0].tobytes() == source.to_numpy()[0].tobytes()
@@ -164,7 +164,11 @@ def test_tables_and_image_sets_are_the_same_everywhere(
     pd.testing.assert_frame_equal(read.index, source.index)
     # The same content has the same version wherever it is kept.
     beside = write_image_set(
-        CellStore(str(tmp_path / "beside")), SET, read.batches(21), n=21, image_shape=(5, 3, 1), class_names=("a", "ü")
+        CellStore(str(tmp_path / "beside")).at(SET),
+        read.batches(21),
+        n=21,
+        image_shape=(5, 3, 1),
+        class_names=("a", "ü"),
     )
     assert beside.manifest.data_version == stored.manifest.data_version
     delete(store, f"{stored.prefix}/pixels/c/1/0/0/0")
@@ -178,7 +182,7 @@ def test_tables_and_image_sets_are_the_same_everywhere(
 def test_an_object_of_several_parts_arrives_whole(store: CellStore):
     """Above 5 MB a put is sent in parts."""
     large = np.random.default_rng(0).bytes(12_345_678)
-    with store.write(CELL, "test") as writer:
+    with store.at(CELL).writer("test") as writer:
         writer.put("large.bin", large)
         writer.commit("large", {})
     assert store.open(CELL).read("large.bin") == large
@@ -255,7 +259,7 @@ def test_a_server_that_refuses_or_hangs_is_a_failure_within_the_timeout(dead_ser
         lambda: store.open(CELL),
         lambda: store.cells(""),
         lambda: write(store, "one"),
-        lambda: write_table(store, TABLE, pd.DataFrame({"n": [1]})),
+        lambda: write_table(store.at(TABLE), pd.DataFrame({"n": [1]})),
     ):
         started = time.monotonic()
         with pytest.raises(StoreError) as caught:
@@ -283,7 +287,7 @@ def test_a_set_that_is_being_read_when_the_server_goes_away_is_not_called_damage
     boto3.client("s3").create_bucket(Bucket="going")
     store = CellStore("s3://going")
     source = ImageSet.from_arrays(np.zeros((3, 2, 2, 1), np.float32), [0, 0, 0], ["a"])
-    write_image_set(store, SET, source.batches(), n=3, image_shape=(2, 2, 1), class_names=("a",))
+    write_image_set(store.at(SET), source.batches(), n=3, image_shape=(2, 2, 1), class_names=("a",))
     opened = read_image_set(store.open(SET))
     gone.stop()
     with pytest.raises(StoreError, match=r"in s3://going: "):

@@ -23,6 +23,7 @@ from resources.store import (
     Cell,
     CellStore,
     DamagedCellError,
+    Destination,
     LostCellError,
     MissingCellError,
     OtherFormatError,
@@ -42,10 +43,10 @@ def store(tmp_path: Path) -> CellStore:
 
 def write(store: CellStore, data_version: str, cell: Cell = CELL, guard: Callable[[], None] = lambda: None):
     """A version of three files whose content follows from its data version."""
-    with store.write(cell, "test") as writer:
+    with Destination(store, cell, guard=guard).writer("test") as writer:
         for name in ("a.bin", "folder/b.bin", "c.bin"):
             writer.put(name, f"{name} of {data_version}".encode() * 10)
-        return writer.commit(data_version, {"made": data_version}, guard)
+        return writer.commit(data_version, {"made": data_version})
 
 
 def content(store: CellStore, cell: Cell = CELL) -> str:
@@ -130,7 +131,7 @@ def test_an_error_or_a_guard_that_raises_keeps_the_old_version_and_leaves_nothin
 
     with pytest.raises(RuntimeError, match="the run has ended"):
         write(store, "two", guard=ended)
-    with pytest.raises(ZeroDivisionError), store.write(CELL, "test") as writer:
+    with pytest.raises(ZeroDivisionError), store.at(CELL).writer("test") as writer:
         writer.put("a.bin", b"half")
         _ = 1 / 0
     assert snapshot(Path(store.url)) == before
@@ -296,7 +297,7 @@ def test_a_reader_keeps_the_version_it_opened_when_another_is_written(store: Cel
 
 def test_a_writer_whose_files_were_tidied_away_publishes_nothing(store: CellStore):
     write(store, "one")
-    with pytest.raises(DamagedCellError, match=r"c\.bin is missing"), store.write(CELL, "test") as writer:
+    with pytest.raises(DamagedCellError, match=r"c\.bin is missing"), store.at(CELL).writer("test") as writer:
         writer.put("a.bin", b"a")
         writer.put("c.bin", b"c")
         Path(store.url, CELL.path, "versions", writer.version, "c.bin").unlink()
@@ -475,7 +476,7 @@ def test_a_pointer_whose_digest_was_altered_is_named_beside_the_manifest(store: 
 def test_facts_that_alone_differ_are_served_under_the_same_data_version(store: CellStore):
     served = []
     for facts in ({"judged": "one", "rate": 0.1, "pair": (1, 2)}, {"judged": "two"}, {"judged": "two"}):
-        with store.write(CELL, "test") as writer:
+        with store.at(CELL).writer("test") as writer:
             writer.put("a.bin", b"a")
             served.append(writer.commit("same", facts))
     assert store.open(CELL).manifest.attributes == {"judged": "two"}
@@ -485,7 +486,7 @@ def test_facts_that_alone_differ_are_served_under_the_same_data_version(store: C
 
 def test_a_table_whose_facts_differ_has_another_data_version(store: CellStore):
     versions = [
-        write_table(store, CELL, pd.DataFrame({"n": [1]}), attributes=facts).manifest.data_version
+        write_table(store.at(CELL), pd.DataFrame({"n": [1]}), attributes=facts).manifest.data_version
         for facts in ({"missing": []}, {"missing": ["x"]}, {"missing": []})
     ]
     assert versions[0] == versions[2] != versions[1]
@@ -511,7 +512,7 @@ def test_a_pickle_in_the_place_of_any_file_is_refused_and_never_run(store: CellS
     assert sprung.exists(), "the bomb is a dud"
     sprung.unlink()
     table = Cell("digits/evasion_metrics")
-    write_table(store, table, pd.DataFrame({"n": [1]}))
+    write_table(store.at(table), pd.DataFrame({"n": [1]}))
     stored = store.open(table)
     folder = Path(store.url, table.path)
     for name in ("CURRENT", f"versions/{stored.version}/manifest.json", f"versions/{stored.version}/table.parquet"):
@@ -521,7 +522,7 @@ def test_a_pickle_in_the_place_of_any_file_is_refused_and_never_run(store: CellS
             read_table(store.open(table))
         (folder / name).write_bytes(whole)
     # Even where digests were made to fit: a table is read as Parquet and as nothing else.
-    with store.write(table, "table") as writer:
+    with store.at(table).writer("table") as writer:
         writer.put("table.parquet", bomb)
         writer.commit("bomb", {"rows": 1})
     with pytest.raises(Exception, match="Parquet magic bytes"):
@@ -531,9 +532,9 @@ def test_a_pickle_in_the_place_of_any_file_is_refused_and_never_run(store: CellS
 
 def test_no_file_of_a_store_is_a_pickle_of_anything(store: CellStore):
     write_table(
-        store, Cell("a"), pd.DataFrame({"probabilities": list(np.eye(3, dtype=np.float32)), "name": list("abc")})
+        store.at(Cell("a")), pd.DataFrame({"probabilities": list(np.eye(3, dtype=np.float32)), "name": list("abc")})
     )
-    write_config(store, Cell("b"), {"eps": 0.3})
+    write_config(store.at(Cell("b")), {"eps": 0.3})
     beginnings = {path.read_bytes()[:4] for path in Path(store.url).rglob("*") if path.is_file()}
     assert beginnings == {b"PAR1", b'{"ve', b'{\n "'}
 
@@ -551,7 +552,7 @@ def test_cells_lists_what_is_served_below_a_prefix(store: CellStore):
     ]
     for cell in served:
         write(store, "one", cell)
-    with pytest.raises(RuntimeError), store.write(Cell("digits/unfinished"), "test") as writer:
+    with pytest.raises(RuntimeError), store.at(Cell("digits/unfinished")).writer("test") as writer:
         writer.put("a", b"a")
         raise RuntimeError
     by_path = sorted(served, key=lambda cell: cell.path)
@@ -609,7 +610,7 @@ def test_a_full_disk_is_a_failure_with_path_and_bytes_and_the_old_version_stays(
         store = CellStore(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         try:
-            with store.write(CELL, "test") as writer:
+            with store.at(CELL).writer("test") as writer:
                 writer.put("small.bin", b"s" * 1000)
                 writer.put("shard.bin", b"s" * 7_000_000)
         except StoreError as error:
@@ -679,9 +680,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 
 def test_a_config_has_one_data_version_whatever_the_order_of_its_fields(store: CellStore):
     cell = Cell("digits/attack_config", {"attack": "fgm"})
-    first = write_config(store, cell, {"eps": 0.3, "norm": "inf"})
-    second = write_config(store, cell, {"norm": "inf", "eps": 0.3})
-    third = write_config(store, cell, {"norm": "inf", "eps": 0.31})
+    first = write_config(store.at(cell), {"eps": 0.3, "norm": "inf"})
+    second = write_config(store.at(cell), {"norm": "inf", "eps": 0.3})
+    third = write_config(store.at(cell), {"norm": "inf", "eps": 0.31})
     assert first.version == second.version
     assert third.manifest.data_version != first.manifest.data_version
     assert read_config(store.open(cell)) == {"eps": 0.31, "norm": "inf"}

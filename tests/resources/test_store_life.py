@@ -29,7 +29,16 @@ from hypothesis.stateful import (
 )
 
 from resources import store
-from resources.store import Cell, CellStore, CellWriter, DamagedCellError, LostCellError, MissingCellError, StoredCell
+from resources.store import (
+    Cell,
+    CellStore,
+    CellWriter,
+    DamagedCellError,
+    Destination,
+    LostCellError,
+    MissingCellError,
+    StoredCell,
+)
 
 CELLS = [
     Cell("digits/model", {"architecture": "le_net"}),
@@ -127,7 +136,7 @@ class StoreLife(RuleBasedStateMachine):
     @rule(cell=which, content=contents, attributes=facts)
     def write(self, cell: Cell, content: str, attributes: dict[str, Any]) -> None:
         before = None if cell in self.damaged | self.lost else self.store.find(cell)
-        with self.store.write(cell, "test") as writer:
+        with self.store.at(cell).writer("test") as writer:
             fill(writer, content)
             stored = writer.commit(content, attributes)
         self.serve(cell, content, attributes)
@@ -139,7 +148,7 @@ class StoreLife(RuleBasedStateMachine):
         mortal = MortalStore(str(self.folder))
         mortal.puts_left, mortal.after = puts, after
         try:
-            with mortal.write(cell, "test") as writer:
+            with mortal.at(cell).writer("test") as writer:
                 fill(writer, content)
                 writer.commit(content, attributes)
         except Killed:
@@ -154,7 +163,7 @@ class StoreLife(RuleBasedStateMachine):
     @rule(target=writers, cell=which, content=contents, attributes=facts)
     def begin_to_write(self, cell: Cell, content: str, attributes: dict[str, Any]) -> Any:
         stack = contextlib.ExitStack()
-        writer = stack.enter_context(self.store.write(cell, "test"))
+        writer = stack.enter_context(self.store.at(cell).writer("test"))
         fill(writer, content)
         return stack, writer, content, attributes
 
@@ -180,9 +189,12 @@ class StoreLife(RuleBasedStateMachine):
         def ended() -> None:
             raise ZeroDivisionError
 
-        with contextlib.suppress(ZeroDivisionError), self.store.write(cell, "test") as writer:
+        with (
+            contextlib.suppress(ZeroDivisionError),
+            Destination(self.store, cell, guard=ended).writer("test") as writer,
+        ):
             fill(writer, content)
-            writer.commit(content, {}, ended)
+            writer.commit(content, {})
             self.serve(cell, content, {})  # it was there already
 
     # ---- readers

@@ -63,7 +63,7 @@ def store(tmp_path: Path) -> CellStore:
 
 
 def test_a_table_is_read_as_it_was_written(store: CellStore):
-    stored = write_table(store, CELL, example_table(), attributes={"seed": 7})
+    stored = write_table(store.at(CELL), example_table(), attributes={"seed": 7})
     read = read_table(store.open(CELL))
     pd.testing.assert_frame_equal(read, example_table())
     assert (
@@ -78,7 +78,7 @@ def test_many_tables_are_read_as_one_by_one(store: CellStore, last: dict[str, An
     tables = [example_table().assign(label=number) for number in range(3)]
     tables[-1] = tables[-1].assign(**last)
     cells = [Cell(CELL.asset, {**CELL.partition, "attack": f"fgm_{number}"}) for number in range(3)]
-    stored = [write_table(store, cell, table) for cell, table in zip(cells, tables, strict=True)]
+    stored = [write_table(store.at(cell), table) for cell, table in zip(cells, tables, strict=True)]
     one_by_one = pd.concat([read_table(one) for one in stored], ignore_index=True)
     assert table_hash(read_tables(stored)) == table_hash(one_by_one)
     some = ["defence", "label"]
@@ -86,9 +86,9 @@ def test_many_tables_are_read_as_one_by_one(store: CellStore, last: dict[str, An
 
 
 def test_writing_a_table_that_was_read_changes_no_byte(store: CellStore):
-    first = write_table(store, CELL, example_table())
+    first = write_table(store.at(CELL), example_table())
     before = snapshot(Path(store.url))
-    again = write_table(store, CELL, read_table(store.open(CELL)))
+    again = write_table(store.at(CELL), read_table(store.open(CELL)))
     assert again.version == first.version
     assert snapshot(Path(store.url)) == before
 
@@ -120,8 +120,8 @@ def test_a_type_that_parquet_changes_is_hashed_as_readers_get_it(store: CellStor
     table = pd.DataFrame({"n": pd.Series([1, None], dtype=object), "list": [[1.0], [2.0, 3.0]]})
     content, version = packed(table)
     assert table_hash(from_parquet(content)) == version
-    first = write_table(store, CELL, table)
-    again = write_table(store, CELL, read_table(store.open(CELL)))
+    first = write_table(store.at(CELL), table)
+    again = write_table(store.at(CELL), read_table(store.open(CELL)))
     assert again.version == first.version
 
 
@@ -186,7 +186,7 @@ def test_another_process_computes_the_same_hash():
 
 
 def test_a_table_that_parquet_cannot_hold_leaves_the_old_one(store: CellStore):
-    write_table(store, CELL, example_table())
+    write_table(store.at(CELL), example_table())
     with pytest.raises(Exception, match="Conversion failed for column mixed"):
-        write_table(store, CELL, pd.DataFrame({"mixed": [1, "x"]}))
+        write_table(store.at(CELL), pd.DataFrame({"mixed": [1, "x"]}))
     pd.testing.assert_frame_equal(read_table(store.open(CELL)), example_table())

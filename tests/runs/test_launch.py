@@ -85,7 +85,7 @@ def test_what_is_made_from_a_failed_cell_is_skipped_and_made_up_for_by_the_next_
     def compute(cell: CellContext) -> CellResult:
         if cell.cell.path.removeprefix("tiny/") in broken:
             raise RuntimeError("broken")
-        return CellResult(write_config(cell.store, cell.cell, {}, **cell.publishing))
+        return CellResult(write_config(cell.destination, {}))
 
     def asset(name: str, dimensions: tuple[str, ...] = (), deps: Sequence[str] = ()) -> dg.AssetsDefinition:
         return cell_asset(spec, name, compute, description=name, dimensions=dimensions, deps=deps, kinds=set())
@@ -136,8 +136,7 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     lab.mlflow()
     monkeypatch.setenv("DAGSTER_HOME", str(lab.home))
     write_image_set(
-        lab.store,
-        Cell("digits/testing_set"),
+        lab.store.at(Cell("digits/testing_set")),
         [next(DigitsSource().load("testing").batches(40))],
         n=40,
         image_shape=(28, 28, 1),
@@ -146,10 +145,12 @@ def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     keras.utils.set_random_seed(0)
     for architecture in ("shallow_net", "le_net"):
         model = build(architecture, (28, 28, 1), 10)
-        write_model(lab.store, Cell("digits/model", {"architecture": architecture}), model, pd.DataFrame({"loss": []}))
+        write_model(
+            lab.store.at(Cell("digits/model", {"architecture": architecture})), model, pd.DataFrame({"loss": []})
+        )
     for attack in ("fgm_0.2", "fgm_0.3"):
         config = attack_document(experiment_spec("digits").attacks[attack])
-        write_config(lab.store, Cell("digits/attack_config", {"attack": attack}), config)
+        write_config(lab.store.at(Cell("digits/attack_config", {"attack": attack})), config)
     return lab
 
 

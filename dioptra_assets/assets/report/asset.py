@@ -150,7 +150,7 @@ def _transfer_matrix(cell: CellContext) -> CellResult:
     metrics, missing = present_metrics(cell, [*_transfer_columns(), "adaptive"])
     metrics = metrics[metrics["defence"] == NO_DEFENCE]
     table = metrics[_transfer_columns()]
-    stored = write_table(cell.store, cell.cell, table, attributes={"missing": missing}, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes={"missing": missing})
     attacks = list(dict.fromkeys(metrics["attack"]))
     heat_maps: dict[str, object] = {
         f"{attack}": picture(
@@ -169,7 +169,7 @@ def _security_curves(cell: CellContext) -> CellResult:
 
     metrics, missing = present_metrics(cell, [*_transfer_columns(), "adaptive"])
     curve = security_curve(metrics, cell.spec.attacks)
-    stored = write_table(cell.store, cell.cell, curve, attributes={"missing": missing}, **cell.publishing)
+    stored = write_table(cell.destination, curve, attributes={"missing": missing})
     classes = len(cell.read("testing_set").manifest.attributes["class_names"])
     curves = picture(security_curves(curve, class_count=classes), "robust accuracy against eps")
     return CellResult(stored, {"curves": curves, **_missing(missing)}, {"points": len(curve)})
@@ -178,7 +178,7 @@ def _security_curves(cell: CellContext) -> CellResult:
 def _defence_comparison(cell: CellContext) -> CellResult:
     metrics, missing = present_metrics(cell)
     table = defence_comparison(metrics)
-    stored = write_table(cell.store, cell.cell, table, attributes={"missing": missing}, **cell.publishing)
+    stored = write_table(cell.destination, table, attributes={"missing": missing})
     return CellResult(stored, {"defences": dg.MetadataValue.md(_comparison_text(table))} | _missing(missing))
 
 
@@ -201,7 +201,7 @@ def _report(cell: CellContext) -> CellResult:
     inputs = present_inputs(cell)
     data = report_data(cell, inputs)
     page, records = render_report(data), report_records(cell, data, inputs)
-    stored = write_report(cell.store, cell.cell, page, records, **cell.publishing)
+    stored = write_report(cell.destination, page, records)
     path = f"{cell.store.url}/{stored.prefix}/report.html"
     with cell.mlflow_run() as run:
         if run:
