@@ -1,6 +1,7 @@
 """The code location: every experiment below `defs/`, and the resources their assets use."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -20,7 +21,9 @@ from resources.tracking.own_server import own_mlflow
 from resources.tracking.resource import Tracking
 
 
-def resource_definitions() -> dict[str, dg.ConfigurableResource | dg.ConfigurableIOManager | dg.ResourceDefinition]:
+def resource_definitions() -> dict[
+    str, dg.ConfigurableResource[Any] | dg.ConfigurableIOManager | dg.ResourceDefinition
+]:
     """The store and MLflow, where the settings say they are; `mlflow` is for the ops and assets of users."""
     return {
         "mlflow": own_mlflow,

@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -152,8 +152,13 @@ def parse_value(annotation: Any, text: str, between: str = "_") -> Any:
 
 def nested_model(annotation: Any) -> type[BaseModel] | None:
     """The config that a field of this type holds, where it holds one."""
-    choices = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
-    return next((one for one in choices if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    choices: tuple[Any, ...] = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+    return next((choice for choice in choices if is_model(choice)), None)
+
+
+def is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    """Whether a type is that of a config."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _read(annotation: Any, text: str, between: str) -> Any:
@@ -162,10 +167,10 @@ def _read(annotation: Any, text: str, between: str) -> Any:
         return _read(arguments[0], text, between)
     if origin in {Union, UnionType}:
         # A name can look like anything, so what is more than a name comes first.
-        readings = (_read(one, text, between) for one in sorted(arguments, key=lambda one: one is str))
+        readings = (_read(choice, text, between) for choice in sorted(arguments, key=lambda choice: choice is str))
         return next((value for value in readings if value is not _UNREAD), _UNREAD)
     if origin is Literal:
-        return next((one for one in arguments if key_text(one) == text), _UNREAD)
+        return next((choice for choice in arguments if key_text(choice) == text), _UNREAD)
     if origin is tuple:
         texts = text.split(between)
         types = [arguments[0]] * len(texts) if arguments[-1] is Ellipsis else list(arguments)
@@ -202,7 +207,7 @@ def _differing(config: BaseModel, within: str = "") -> dict[str, Any]:
 def _write(value: Any) -> str | None:
     """A value as it stands in a key; None where it cannot stand there."""
     if isinstance(value, tuple):
-        texts = [_write(one) for one in value]
+        texts = [_write(item) for item in cast("tuple[Any, ...]", value)]
         return None if None in texts else "_".join(map(str, texts))
     if isinstance(value, float):
         # As short as YAML allows: 3, not 3.0; 1e16, since `+` is no character of a key; and one zero, not two.
@@ -240,9 +245,10 @@ def _values(model: type[BaseModel], name: str, parts: Mapping[str, str], where: 
         holder, place, within = model, values, ""
         for step in outer:
             nested = nested_model(_field(holder, step, path, within, where))
-            place = place.setdefault(step, {})
-            if nested is None or not isinstance(place, dict):
+            inner = place.setdefault(step, {})
+            if nested is None or not isinstance(inner, dict):
                 raise ExperimentError(f"{where}, field {path!r}: {within}{step} has no fields here")
+            place = cast("dict[str, Any]", inner)
             holder, within = nested, f"{within}{step}."
         place[field] = parse_value(_field(holder, field, path, within, where), text)
     return values

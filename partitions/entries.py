@@ -12,8 +12,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -52,7 +52,7 @@ def expand(
         where = f"experiment {experiment!r}, {section} entry {entry!r}"
         if parameters is not None and not isinstance(parameters, Mapping):
             raise ExperimentError(f"{where}: {parameters!r} is not allowed, write parameters as `name: value`")
-        given = dict(parameters or {})
+        given = dict(cast("Mapping[str, Any]", parameters or {}))
         swept = [name for name, value in given.items() if isinstance(value, list)]
         for name in swept:
             if not given[name]:
@@ -119,12 +119,18 @@ def validate(model: type[Config], values: Mapping[str, Any], where: str, within:
 def _mixed_up(given: Any, read: Any, path: str) -> Iterator[tuple[str, Any, str]]:
     """Truth values that were read as numbers, and the other way round: pydantic takes `true` for 1.0."""
     if isinstance(given, Mapping):
-        fields = read if isinstance(read, Mapping) else {name: getattr(read, str(name), None) for name in given}
-        for name, value in given.items():
+        values = cast("Mapping[Any, Any]", given)
+        fields: Mapping[Any, Any] = (
+            cast("Mapping[Any, Any]", read)
+            if isinstance(read, Mapping)
+            else {name: getattr(read, str(name), None) for name in values}
+        )
+        for name, value in values.items():
             yield from _mixed_up(value, fields.get(name), f"{path}.{name}" if path else str(name))
     elif isinstance(given, list | tuple) and isinstance(read, list | tuple):
-        for place, pair in enumerate(zip(given, read, strict=False)):
-            yield from _mixed_up(*pair, f"{path}.{place}")
+        pairs = zip(cast("Sequence[Any]", given), cast("Sequence[Any]", read), strict=False)
+        for place, (item, item_read) in enumerate(pairs):
+            yield from _mixed_up(item, item_read, f"{path}.{place}")
     elif isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
         yield path, given, "a number"
     elif isinstance(read, bool) and isinstance(given, int | float) and not isinstance(given, bool):

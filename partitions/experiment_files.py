@@ -7,7 +7,7 @@ looks at the file first, event by event: nothing is built of a file that was not
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -19,6 +19,8 @@ MAX_DEPTH = 30
 FILE_NAMES = ("defs.yaml", "defs.yml", "component.yaml")
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "map", "null", "seq", "str")}
 _LONG_NUMBER = re.compile("[-+]?[0-9][0-9_:.]{99,}")
+# Of its types some name no arguments.
+_YAML: Any = yaml
 # libyaml, where PyYAML was built with it, is ten times faster.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -61,10 +63,10 @@ def read_attributes(path: Path) -> dict[str, Any]:
     if len(documents) > 1:
         raise _refusal(path, f"{len(documents)} documents are not allowed, take out the line `---`")
     document = documents[0] if documents else None
-    attributes = document.get("attributes") if isinstance(document, dict) else None
+    attributes: Any = cast("dict[Any, Any]", document).get("attributes") if isinstance(document, dict) else None
     if not isinstance(attributes, dict):
         raise _refusal(path, "there is no mapping 'attributes', write the fields of the experiment below it")
-    return attributes
+    return cast("dict[str, Any]", attributes)
 
 
 def _documents(path: Path) -> list[Any]:
@@ -127,12 +129,13 @@ def _check_events(path: Path, text: str) -> None:
 
 
 def _events(text: str) -> Iterator[Any]:
-    return yaml.parse(text, _LOADER)
+    return _YAML.parse(text, _LOADER)
 
 
 def _refuse_repeated_names(path: Path, text: str) -> None:
     """YAML readers keep the last of two equal names and say nothing."""
-    pending: list[yaml.Node] = [node for node in yaml.compose_all(text, _LOADER) if node]
+    nodes: Iterator[yaml.Node | None] = _YAML.compose_all(text, _LOADER)
+    pending = [node for node in nodes if node]
     visited: set[int] = set()  # an alias leads to one node many times
     while pending:
         node = pending.pop()
@@ -162,7 +165,7 @@ def _refusal(path: Path, fault: str, mark: Any = None) -> ExperimentError:
 
 
 def _sentence(text: str, error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
+    mark: yaml.Mark | None = getattr(error, "problem_mark", None)
     lines = text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())] or (mark and line[mark.column : mark.column + 1] == "\t"):

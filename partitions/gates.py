@@ -1,7 +1,7 @@
 """Gates of an experiment file <-> typed rules."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 from dioptra_assets.robustness.evaluation.gates import METRICS, Gate, parse_gate
 from partitions.attacks import Family
@@ -31,14 +31,10 @@ def gate_rules(
     gates: dict[str, Gate] = {}
     for entry in entries:
         where = f"experiment {experiment!r}, gates entry {entry!r}"
-        given = {"rule": entry} if isinstance(entry, str) else entry
-        if (
-            not isinstance(given, Mapping)
-            or set(given) - {"rule", "severity"}
-            or not isinstance(given.get("rule"), str)
-        ):
+        given: Any = {"rule": entry} if isinstance(entry, str) else entry
+        if not _is_rule(given):
             raise ExperimentError(f"{where}: write a sentence, or `{{rule: SENTENCE, severity: warn}}`")
-        severity = given.get("severity", "block")
+        severity: Any = given.get("severity", "block")
         if severity not in ("block", "warn"):
             raise ExperimentError(
                 f"{where}, field 'severity': {severity!r} is not allowed, {one_of(('block', 'warn'))}"
@@ -68,3 +64,10 @@ def gate_rules(
             )
         gates[gate.name] = gate
     return tuple(gates.values())
+
+
+def _is_rule(given: Any) -> TypeGuard[Mapping[str, Any]]:
+    if not isinstance(given, Mapping):
+        return False
+    fields = cast("Mapping[Any, Any]", given)
+    return not set(fields) - {"rule", "severity"} and isinstance(fields.get("rule"), str)

@@ -5,8 +5,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from resources.executors.engines import engine, gpus_per_cell
 from resources.executors.gpus import take_slot
@@ -42,8 +44,7 @@ def prepare_device() -> str:
 @functools.cache
 def _prepared() -> str:
     with _without_chatter(), loading():
-        import tensorflow as tf
-
+        tf: Any = import_module("tensorflow")  # it has no types
         gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         try:
@@ -57,7 +58,7 @@ def _prepared() -> str:
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
+def _without_chatter() -> Generator[None]:
     """Pass on what native code writes to stderr meanwhile, less the chatter."""
     if "tensorflow" in sys.modules:
         yield

@@ -27,6 +27,8 @@ from dioptra_assets.robustness.image_set import ImageBatch, ImageSet, check_inde
 from resources.store import Cell, DamagedCellError, Destination, StoredCell, StoreError, damage
 from resources.tables import from_parquet, packed
 
+# Of its types some name no arguments.
+_ZARR: Any = zarr
 KIND = "image_set"
 PIXELS = "pixels"
 INDEX = "index.parquet"
@@ -106,11 +108,15 @@ def read_often(stored: StoredCell) -> ImageSet:
     return replace(kept, index=kept.index.copy(deep=False))
 
 
-@cached(
-    LRUCache(KEPT_BYTES, lambda image_set: 4 * math.prod(image_set.pixels.shape)),
-    key=lambda stored: (stored.store.url, stored.prefix),
-    lock=threading.Lock(),
-)
+def _place(stored: StoredCell) -> tuple[str, str]:
+    return stored.store.url, stored.prefix
+
+
+def _bytes(image_set: ImageSet) -> int:
+    return 4 * math.prod(image_set.pixels.shape)
+
+
+@cached(LRUCache[tuple[str, str], ImageSet](KEPT_BYTES, _bytes), key=_place, lock=threading.Lock())
 def _kept(stored: StoredCell) -> ImageSet:
     image_set = read_image_set(stored)
     images, _ = image_set.to_numpy()
@@ -131,7 +137,8 @@ class StoredPixels:
         # Chunks carry checksums of their own, what says how to decode them does not.
         stored.read(f"{PIXELS}/zarr.json")
         objects = stored.store.open_prefix(f"{stored.prefix}/{PIXELS}")
-        self._array = zarr.open_array(store=ObjectStore(objects, read_only=True), mode="r", zarr_format=3)
+        read_only = ObjectStore(objects, read_only=True)
+        self._array: zarr.Array[Any] = _ZARR.open_array(store=read_only, mode="r", zarr_format=3)
         if self._array.shape != self.shape or self._array.dtype != np.float32:
             found = f"holds {self._array.dtype} of shape {self._array.shape}, not float32 of {self.shape}"
             raise DamagedCellError(damage(stored.cell, f"{stored.prefix}/{PIXELS}", found))
@@ -168,7 +175,7 @@ class _ShardWriter:
         self._put = put
         self._memory: dict[str, Any] = {}
         self._store = MemoryStore(self._memory)
-        self._array = zarr.create_array(
+        self._array: zarr.Array[Any] = _ZARR.create_array(
             store=self._store,
             shape=(n, *image_shape),
             chunks=(per_chunk, *image_shape),

@@ -5,12 +5,12 @@ all of them again and again: an eighth of the time of a single job.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def loading() -> Generator[None]:
     """Look for no garbage until the body, which imports, has ended.
 
     In a process that has called :func:`gc.freeze`, what was loaded is not looked through later on either. A notebook

@@ -1,7 +1,7 @@
 """Dagster's instance of the home."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def home_instance() -> "Iterator[DagsterInstance]":
+def home_instance() -> "Generator[DagsterInstance]":
     """Dagster's instance of the home, whatever `DAGSTER_HOME` says elsewhere; the environment stays as it is.
 
     A home without a `dagster.yaml` gets the project's, so that every way to run cells finds the same settings there.

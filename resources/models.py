@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from resources.store import Destination, StoredCell
 from resources.tables import from_parquet, to_parquet
 
 if TYPE_CHECKING:
-    import keras
+    import keras  # pyright: ignore[reportMissingTypeStubs] - it has no types
 
 KIND = "model"
 MODEL = "model.keras"
@@ -34,7 +34,8 @@ def write_model(
     Raises:
         NonFiniteError: when a weight is NaN or infinite.
     """
-    broken = [weight.path for weight in model.weights if not np.isfinite(np.asarray(weight)).all()]
+    weights: list[Any] = cast("Any", model).weights
+    broken = [str(weight.path) for weight in weights if not np.isfinite(np.asarray(weight)).all()]
     if broken:
         raise NonFiniteError(f"{destination.cell}: the model has non-finite weights in {', '.join(broken[:5])}")
     with destination.writer(KIND) as writer, tempfile.TemporaryDirectory() as folder:

@@ -11,10 +11,10 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cachetools import LRUCache
 from dagster import Field, StringSource
@@ -109,7 +109,7 @@ class _OneDatabase:
     _conn_string: str
 
     @contextmanager
-    def connect(self) -> Iterator[Connection]:
+    def connect(self) -> Generator[Connection]:
         with _kept(self).engine(self._conn_string).begin() as connection:
             yield connection
 
@@ -118,16 +118,26 @@ class _OneDatabase:
 
 
 class _RunStorage(_OneDatabase, SqliteRunStorage):
-    pass
+    @classmethod
+    def of(cls, storage: SqliteRunStorage) -> Self:
+        return cls(storage._conn_string)
 
 
 class _ScheduleStorage(_OneDatabase, SqliteScheduleStorage):
-    pass
+    @classmethod
+    def of(cls, storage: SqliteScheduleStorage) -> Self:
+        return cls(storage._conn_string)
 
 
 class _EventLogStorage(SqliteEventLogStorage):
+    _initialized_dbs: set[str]
+
+    @classmethod
+    def of(cls, storage: SqliteEventLogStorage) -> Self:
+        return cls(storage._base_dir)
+
     @contextmanager
-    def _connect(self, shard: str) -> Iterator[Connection]:
+    def _connect(self, shard: str) -> Generator[Connection]:
         url = self.conn_string_for_shard(shard)
         # One at a time, as Dagster has it.
         with self._db_lock:
@@ -161,9 +171,9 @@ class KeptSqliteStorage(DagsterSqliteStorage):
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(base_dir, inst_data)  # makes the tables
-        self._run_storage = _RunStorage(self._run_storage._conn_string)
-        self._schedule_storage = _ScheduleStorage(self._schedule_storage._conn_string)
-        self._event_log_storage = _EventLogStorage(self._event_log_storage._base_dir)
+        self._run_storage = _RunStorage.of(self._run_storage)
+        self._schedule_storage = _ScheduleStorage.of(self._schedule_storage)
+        self._event_log_storage = _EventLogStorage.of(self._event_log_storage)
 
     @classmethod
     def config_type(cls) -> Any:

@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import obstore
-from obstore.exceptions import NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,6 +35,8 @@ from resources.redacted import without_passwords
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
+# Of its types some name no arguments.
+_OBSTORE: Any = obstore
 FORMAT = 1
 VERSION = r"\d{8}T\d{6}-[0-9a-f]{8}"
 A_MANIFEST = re.compile(rf"{VERSION}/manifest\.json")
@@ -90,7 +92,7 @@ class Cell:
     """
 
     asset: str
-    partition: Mapping[str, str] = field(default_factory=dict)
+    partition: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def path(self) -> str:
@@ -358,7 +360,7 @@ class CellStore:
         objects = self.objects
         try:
             return bytes(obstore.get(objects, path).bytes())
-        except (FileNotFoundError, NotFoundError) as error:
+        except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise self._failure(f"read {path}", error) from error
             return None
@@ -427,7 +429,7 @@ class CellStore:
             return {cell: stored for cell in cells if (stored := self.find(cell))}
         (asset,) = {cell.asset for cell in cells}
         files: dict[str, dict[str, int]] = defaultdict(dict)
-        served = set()
+        served: set[str] = set()
         for path, size in self._list(asset).items():
             if found := IN_A_VERSION.match(path):
                 files[found["folder"]][found["name"]] = size
@@ -456,7 +458,8 @@ class CellStore:
             LostCellError: when one has versions, and no pointer says which is served.
             DamagedCellError: when the pointer or the manifest of one is missing or altered.
         """
-        pointers, written = set(), {}
+        pointers: set[str] = set()
+        written: dict[str, datetime] = {}
         for path, moment in self._written(prefix).items():
             if path.endswith(f"/{CURRENT}"):
                 pointers.add(path.removesuffix(f"/{CURRENT}"))
@@ -482,7 +485,7 @@ class CellStore:
         """Serve nothing of a cell any more; its versions stay until they are removed."""
         try:
             obstore.delete(self.objects, f"{cell.path}/{CURRENT}")
-        except (FileNotFoundError, NotFoundError):
+        except FileNotFoundError:
             pass
         except Exception as error:
             raise self._failure(f"remove {cell.path}/{CURRENT}", error) from error
@@ -568,20 +571,21 @@ class CellStore:
 
     def _entries(self, prefix: str) -> list["ObjectMeta"]:
         try:
-            return [entry for page in obstore.list(self.objects, prefix) for entry in page]
+            pages: Iterator[Sequence[ObjectMeta]] = _OBSTORE.list(self.objects, prefix)
+            return [entry for page in pages for entry in page]
         except Exception as error:
             raise self._failure(f"list {prefix}", error) from error
 
     def _folders(self, prefix: str) -> list[str]:
         """Names of the folders in a folder."""
         try:
-            paths = obstore.list_with_delimiter(self.objects, prefix)["common_prefixes"]
+            paths: Sequence[str] = _OBSTORE.list_with_delimiter(self.objects, prefix)["common_prefixes"]
             return [path.rsplit("/", 1)[-1] for path in paths]
         except Exception as error:
             raise self._failure(f"list {prefix}", error) from error
 
 
-class StoreResource(dg.ConfigurableResource):
+class StoreResource(dg.ConfigurableResource[CellStore]):
     """Where the values of all assets are kept.
 
     Attributes:

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -42,17 +43,15 @@ def read_tables(stored: Sequence[StoredCell], columns: Sequence[str] | None = No
 
     Several are read at a time, and made one before pandas sees them: of a small table that is what takes long.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    def read(one: StoredCell) -> pa.Table:
-        return pq.ParquetFile(io.BytesIO(one.read(FILE))).read(columns, use_threads=False)
+    def read(cell: StoredCell) -> Any:
+        return _arrow_table(cell.read(FILE), columns)
 
     with ThreadPoolExecutor(READERS) as pool:
         tables = list(pool.map(read, stored))
     # A column that is empty in one table may have another type there, and pandas has its own rules to join them.
     if all(table.schema.equals(tables[0].schema, check_metadata=True) for table in tables):
-        return pa.concat_tables(tables).to_pandas()
+        return import_module("pyarrow").concat_tables(tables).to_pandas()
     return pd.concat([table.to_pandas() for table in tables], ignore_index=True)
 
 
@@ -74,10 +73,14 @@ def to_parquet(table: pd.DataFrame) -> bytes:
 
 def from_parquet(content: bytes) -> pd.DataFrame:
     """The table in the bytes of a Parquet file."""
-    import pyarrow.parquet as pq
+    return _arrow_table(content).to_pandas()
 
+
+def _arrow_table(content: bytes, columns: Sequence[str] | None = None) -> Any:
+    """A table as pyarrow, which has no types, holds it; some of its columns, or all."""
     # As `pd.read_parquet`, which first looks for further files and takes twice as long over a small one.
-    return pq.ParquetFile(io.BytesIO(content)).read(use_threads=False).to_pandas()
+    parquet: Any = import_module("pyarrow.parquet")
+    return parquet.ParquetFile(io.BytesIO(content)).read(columns, use_threads=False)
 
 
 def table_hash(table: pd.DataFrame) -> str:

@@ -49,8 +49,8 @@ def verdicts(
     aliases = _aliases(defs)
     known = registered(spec, instance) if spec.watch else []
     if version is not None and version not in known:
-        there = f"there are {', '.join(known)}" if known else "there is none"
-        raise LookupError(f"{spec.name} has not met a registered model {version}, {there}")
+        available = ", ".join(known) or "none"
+        raise LookupError(f"{spec.name} has not met a registered model {version}, available: {available}")
     # An earlier version that one is held against is looked at as closely as those that are asked for.
     parts = [(spec, list(spec.architectures), list(spec.architectures))] if version is None else []
     parts += [(branch_of(spec), known if version is None else [version], known)] if spec.watch else []
@@ -85,42 +85,42 @@ def _stale(
     Numbers are stale with anything that they are made from, however far up: Dagster calls a cell stale when what it is
     made from directly has changed.
     """
-    found: dict[tuple[str, str], str] = {}
+    why: dict[tuple[str, str], str] = {}
     for family in gated_families(spec):
         attacks = [key for key in spec.family(family) if any(gate.holds_for(family, key) for gate in rules_of(spec))]
-        judged = {asset_key(spec, f"{family}_metrics")} | (
-            {asset_key(spec, MODEL_SANITY)} if family == "evasion" else set()
-        )
-        above = set().union(*(graph.get_ancestor_asset_keys(key) for key in judged)) | judged
+        judged = {asset_key(spec, f"{family}_metrics")}
+        if family == "evasion":
+            judged.add(asset_key(spec, MODEL_SANITY))
+        above = judged.union(*(graph.get_ancestor_asset_keys(key) for key in judged))
         stale: list[Cell] = []
         with partition_loading_context(dynamic_partitions_store=instance):
             for key in sorted(above):
                 cells = _cells(graph, key, architectures)
-                stale += [cells[one] for one in stale_cells(graph, key, list(cells), instance)]
+                stale += [cells[partition] for partition in stale_cells(graph, key, list(cells), instance)]
         for architecture in architectures:
             for attack in attacks:
-                own: Mapping[str, str] = {ARCHITECTURE: architecture, ATTACK: attack}
+                judged_cell: Mapping[str, str] = {ARCHITECTURE: architecture, ATTACK: attack}
                 # What goes over all cells of an asset is told of its own cell when it is stale itself.
-                reasons = [cell for cell in stale if cell.partition.items() <= own.items()]
+                reasons = [cell for cell in stale if cell.partition.items() <= judged_cell.items()]
                 if reasons:
-                    found[architecture, attack] = (
+                    why[architecture, attack] = (
                         f"its numbers are stale or missing: {min(reasons, key=lambda cell: cell.path)} was edited, or"
                         f" computed anew, or never; `dioptra-assets materialize {spec.name}`"
                     )
-    return found
+    return why
 
 
-def _cells(graph: Any, key: dg.AssetKey, architectures: Iterable[str]) -> dict[str | None, Cell]:
+def _cells(graph: Any, asset_key: dg.AssetKey, architectures: Iterable[str]) -> dict[str | None, Cell]:
     """The cells of an asset, of some architectures where it has the dimension, by partition key."""
-    node = graph.get(key)
-    dimensions, asset = tuple(node.metadata[DIMENSIONS]), key.to_user_string()
+    node = graph.get(asset_key)
+    dimensions, asset = tuple(node.metadata[DIMENSIONS]), asset_key.to_user_string()
     if node.partitions_def is None:
         return {None: Cell(asset)}
     keys = node.partitions_def.get_partition_keys()
     wanted = set(architectures)
-    cells = {one: Cell(asset, partition_of(dimensions, one)) for one in keys}
+    cells = {key: Cell(asset, partition_of(dimensions, key)) for key in keys}
     return {
-        one: cell
-        for one, cell in cells.items()
+        key: cell
+        for key, cell in cells.items()
         if ARCHITECTURE not in cell.partition or cell.partition[ARCHITECTURE] in wanted
     }

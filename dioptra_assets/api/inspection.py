@@ -94,7 +94,7 @@ def history(experiment: str, image_id: str) -> pd.DataFrame:
     Raises:
         LookupError: when no stored example table has such an image.
     """
-    tables = []
+    tables: list[pd.DataFrame] = []
     for asset in ("evasion_examples", f"{BRANCH}/evasion_examples"):
         for cell in _store().cells(f"{experiment}/{asset}"):
             table = load(cell.asset, **cell.partition)
@@ -127,18 +127,19 @@ def show(asset: str, *, images: int = 10, only: str = "all", **partition: str) -
     names = image_set.class_names
     if not asset.endswith("/adversarial_set"):
         rows = np.arange(min(images, len(image_set)))
-        titles = [names[label] for label in image_set.labels[rows]]
+        labels: list[int] = image_set.labels[rows].tolist()
+        titles = [names[label] for label in labels]
         return Picture(image_grid(image_set.images(rows), titles))
     examples = load(asset.removesuffix("adversarial_set") + "evasion_examples", **partition)
-    own: Any = examples[(examples["target"] == examples["source"]) & (examples["defence"] == "none")]
-    wrong = (own["adversarial_prediction"] != own["label"]).to_numpy(bool)
-    kept = {"all": np.ones(len(own), bool), "fooled": wrong, "held": ~wrong}
+    attacked: Any = examples[(examples["target"] == examples["source"]) & (examples["defence"] == "none")]
+    wrong = (attacked["adversarial_prediction"] != attacked["label"]).to_numpy(bool)
+    kept = {"all": np.ones(len(attacked), bool), "fooled": wrong, "held": ~wrong}
     if only not in kept:
-        raise ValueError(f"only: {only!r} is not one of {', '.join(kept)}")
+        raise ValueError(f"only: {only!r} is not allowed, available: {', '.join(kept)}")
     rows = np.flatnonzero(kept[only])[:images]
     if not len(rows):
         raise LookupError(f"{asset}: no image is {only}")
-    shown = own.iloc[rows]
+    shown = attacked.iloc[rows]
     titles = [
         f"{names[row['clean_prediction']]} {row['clean_confidence']:.0%} → "
         f"{names[row['adversarial_prediction']]} {row['adversarial_confidence']:.0%}"

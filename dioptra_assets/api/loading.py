@@ -119,7 +119,8 @@ def cells(asset: str) -> pd.DataFrame:
         LookupError: when neither an experiment nor an asset is called so.
     """
     store = CellStore(settings.store_url())
-    rows, present = [], _cells(store, asset)
+    rows: list[dict[str, Any]] = []
+    present = _cells(store, asset)
     if not present:
         _refuse_unknown(asset.strip("/"), store)
     for cell in present:

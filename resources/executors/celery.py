@@ -10,15 +10,15 @@ Why: docs/decisions/0022-a-dead-worker-is-noticed.md
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol, cast
 
 import dagster as dg
-from celery import Celery
-from celery.exceptions import WorkerLostError
-from celery.result import AsyncResult
-from celery.states import FAILURE, REVOKED, STARTED, SUCCESS
-from dagster_celery.make_app import make_app
-from dagster_celery.tasks import create_task
+
+# Celery has no types, and those of dagster-celery name no arguments.
+from celery.exceptions import WorkerLostError  # pyright: ignore[reportMissingTypeStubs]
+from celery.states import FAILURE, REVOKED, STARTED, SUCCESS  # pyright: ignore[reportMissingTypeStubs]
+from dagster_celery.make_app import make_app  # pyright: ignore[reportUnknownVariableType]
+from dagster_celery.tasks import create_task  # pyright: ignore[reportUnknownVariableType]
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -46,10 +46,24 @@ AWAY = (RedisError, OperationalError, OSError)
 DEFAULT_QUEUE = "dagster"
 
 
+class SentTask(Protocol):
+    """What is used here of Celery's `AsyncResult`."""
+
+    id: str
+
+    def ready(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def revoke(self, *, terminate: bool) -> None:
+        """Take it back."""
+        ...
+
+
 class WatchedTask:
     """One task that was sent, and what its workers have said of it."""
 
-    def __init__(self, app: Celery, result: AsyncResult, queue: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, app: Any, result: SentTask, queue: str, warn: Callable[[str], None]) -> None:
         self._app, self._result, self._queue, self._warn = app, result, queue, warn
         self._silences = 0
         self._warned = 0.0
@@ -88,7 +102,8 @@ class WatchedTask:
             return None
         worker = told["result"]["hostname"]
         inspect = self._app.control.inspect(destination=[worker], limit=1, timeout=ANSWER_SECONDS)
-        known = (inspect.query_task(self._result.id) or {}).get(worker)
+        answers: dict[str, Any] | None = inspect.query_task(self._result.id)
+        known = (answers or {}).get(worker)
         self._silences = 0 if known else self._silences + 1
         if self._silences >= SILENCES and not self._result.ready():
             return f"Celery worker {worker} was lost while it ran this step"
@@ -97,8 +112,8 @@ class WatchedTask:
     def _warn_of_a_queue_that_is_not_served(self) -> None:
         if time.monotonic() - self._warned < 60:
             return
-        queues = self._app.control.inspect(timeout=ANSWER_SECONDS).active_queues() or {}
-        if not any(queue["name"] == self._queue for served in queues.values() for queue in served or ()):
+        answers: dict[str, Any] | None = self._app.control.inspect(timeout=ANSWER_SECONDS).active_queues()
+        if not any(queue["name"] == self._queue for served in (answers or {}).values() for queue in served or ()):
             self._warn(f"no Celery worker serves the queue {self._queue!r}: start one with `make worker`")
             self._warned = time.monotonic()
 
@@ -124,7 +139,7 @@ class CeleryStepHandler(StepHandler):
     """Sends steps to the workers, asks after them, and takes them back."""
 
     def __init__(self) -> None:
-        self._app = make_app(celery_config())
+        self._app: Any = make_app(celery_config())
         self._execute_plan: Any = create_task(self._app)
         self._tasks: dict[str, WatchedTask] = {}
         self.lost: dict[str, str] = {}
@@ -143,7 +158,8 @@ class CeleryStepHandler(StepHandler):
         task = self._execute_plan.si(
             execute_step_args_packed=pack_value(step_handler_context.execute_step_args), executable_dict=job.to_dict()
         )
-        yield dg.DagsterEvent.step_worker_starting(step, f"Step {key} goes to the Celery queue {queue!r}.", {})
+        sentence = f"Step {key} goes to the Celery queue {queue!r}."
+        yield cast("Any", dg.DagsterEvent).step_worker_starting(step, sentence, {})
         sent = patiently(lambda: task.apply_async(queue=queue, routing_key=f"{queue}.{task.task}"), step.log.warning)
         self._tasks[key] = WatchedTask(self._app, sent, queue, step.log.warning)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from resources.executors.gpus import VISIBLE_VARIABLE, visible_gpus
 
@@ -25,7 +26,7 @@ def chosen_gpus(gpus: str) -> list[str]:
 def worker_commands(gpus: Sequence[str], further: Sequence[str] = ()) -> list[tuple[list[str], dict[str, str]]]:
     """For each worker its command, and its environment."""
     celery = str(Path(sys.executable).with_name("celery"))
-    commands = []
+    commands: list[tuple[list[str], dict[str, str]]] = []
     for number, gpu in enumerate(gpus):
         command = [
             celery,
@@ -47,7 +48,11 @@ def worker_commands(gpus: Sequence[str], further: Sequence[str] = ()) -> list[tu
 
 def serve(commands: Sequence[tuple[list[str], dict[str, str]]]) -> int:
     """Run workers until one of them ends, or this process is told to; gives the status of the first that ended."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
     workers = [subprocess.Popen(command, env=environment) for command, environment in commands]
     try:
         while all(worker.poll() is None for worker in workers):

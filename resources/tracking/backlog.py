@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -120,7 +120,7 @@ class TrackedRun(CellRun):
         return None
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _reaching(self) -> Generator[None]:
         try:
             yield
         except TrackingUnavailable as error:
@@ -137,7 +137,7 @@ def tracked_run(
     tags: Mapping[str, str],
     params: Mapping[str, Any],
     log: Callable[[str], None],
-) -> Iterator[TrackedRun]:
+) -> Generator[TrackedRun]:
     """The MLflow run of a cell, closed whatever happens in the body: FINISHED, FAILED, or KILLED on an interrupt.
 
     Args:
@@ -166,17 +166,21 @@ def tracked_run(
             log(f"{name} is not logged to MLflow: {run.why}; nor could it be kept: {error}")
 
 
+# Tags of the entry, run id, and the address of its page.
+WrittenRun = tuple[dict[str, str], str, str | None]
+
+
 @dataclass
 class Written:
     """What :func:`write_backlog` did.
 
     Attributes:
-        runs: entry -> the MLflow run that it was written to, `(tags of the entry, run id, address of its page)`.
+        runs: the MLflow run that each entry was written to.
         waiting: how many entries wait on.
         why: why they do, empty where none does.
     """
 
-    runs: list[tuple[dict[str, str], str, str | None]] = field(default_factory=list)
+    runs: list[WrittenRun] = field(default_factory=list[WrittenRun])
     waiting: int = 0
     why: str = ""
 
@@ -255,7 +259,8 @@ def _write(tracking: Tracking, store: CellStore, entry: str, content: Mapping[st
         for call, arguments in content["calls"]:
             given = dict(arguments)
             for name in ("path", "model_path"):
-                if isinstance(file := given.get(name), dict):
+                if isinstance(given.get(name), dict):
+                    file: dict[str, Any] = given[name]
                     path = Path(folder, Path(file["name"]).name)
                     kept = store.get(f"{FOLDER}/{entry}/{file['file']}")
                     if kept is None:

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit, urlunsplit
@@ -66,7 +67,7 @@ def open_sqlite(uri: str) -> "MlflowClient":
     lies in the temporary folder, which containers and jobs do not share; ours lies beside the database.
     """
     with loading():
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - a second of imports that need no lock
+        import_module("mlflow.store.tracking.sqlalchemy_store")  # a second of imports that need no lock
     from filelock import FileLock
     from sqlalchemy import make_url
 

@@ -46,10 +46,14 @@ class Deadlined:
         self._seconds = seconds
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._behind, name)
-        if not callable(found):
-            return found
-        return lambda *arguments, **keywords: within(self._seconds, found, *arguments, **keywords)
+        method = getattr(self._behind, name)
+        if not callable(method):
+            return method
+
+        def in_time(*arguments: Any, **keywords: Any) -> Any:
+            return within(self._seconds, method, *arguments, **keywords)
+
+        return in_time
 
     def given(self, seconds: float) -> "Deadlined":
         """The same with another deadline, for what is known to take longer."""

@@ -11,7 +11,7 @@ do not use this.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -49,7 +49,7 @@ def own_mlflow(context: dg.InitResourceContext) -> Iterator["MlFlow | None"]:
     import mlflow
     from dagster_mlflow import mlflow_tracking
 
-    settings = {**context.resource_config, "mlflow_tracking_uri": uri, "env": {}}
+    settings: dict[str, Any] = {**context.resource_config, "mlflow_tracking_uri": uri, "env": {}}
     yield from mlflow_tracking.resource_fn(context.replace_config(settings))  # type: ignore[misc]
     run = context.run
     failed = run and any(

@@ -11,11 +11,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 import dagster as dg
@@ -42,7 +42,7 @@ from resources.tracking.deadlines import within
 from resources.tracking.run import DIGEST_TAG, MODEL_FOLDER, CellRun
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import FileInfo, Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -78,7 +78,7 @@ class _Outage:
 _outages: dict[str, _Outage] = {}  # by tracking URI
 
 
-class Tracking(dg.ConfigurableResource):
+class Tracking(dg.ConfigurableResource[Any]):
     """Where MLflow keeps runs and registered models.
 
     The settings are named as in dagster-mlflow's `mlflow_tracking` where they mean the same.
@@ -137,7 +137,7 @@ class Tracking(dg.ConfigurableResource):
     @contextmanager
     def run(
         self, experiment: str, name: str, *, tags: Mapping[str, str], params: Mapping[str, Any]
-    ) -> Iterator["CellRun"]:
+    ) -> Generator["CellRun"]:
         """Open an MLflow run for one cell, and close it whatever happens in the body.
 
         It ends FINISHED, FAILED when the body raises, KILLED when the body is interrupted. An error of the body is
@@ -213,9 +213,9 @@ class Tracking(dg.ConfigurableResource):
         """
         client = self._connect()
         with self.reaching(f"looking for a run of experiment {experiment!r}"):
-            found = client.get_experiment_by_name(experiment)
-            runs = client.search_runs([found.experiment_id], f"tags.`{tag}` = '{value}'") if found else []
-            return runs[0].info.run_id if runs else ""
+            known = client.get_experiment_by_name(experiment)
+            runs: list[Run] = client.search_runs([known.experiment_id], f"tags.`{tag}` = '{value}'") if known else []
+            return str(runs[0].info.run_id) if runs else ""
 
     def has_version_of(self, name: str, run_id: str) -> bool:
         """Whether a registered model has a version that this run made.
@@ -272,7 +272,7 @@ class Tracking(dg.ConfigurableResource):
         if not found.run_id or not re.fullmatch("[0-9a-f]{64}", expected):
             raise ModelRefused(f"{what} has no run or no tag {DIGEST_TAG!r}: it was not registered by this testbed")
         with self.reaching(f"downloading {what}"):
-            files = client.list_artifacts(found.run_id, MODEL_FOLDER)
+            files: list[FileInfo] = cast("Any", client).list_artifacts(found.run_id, MODEL_FOLDER)
         paths = [file.path for file in files]
         if len(files) != 1 or files[0].is_dir or not re.fullmatch(rf"{MODEL_FOLDER}/[^/\\]+\.keras", paths[0]):
             raise ModelRefused(f"{what} must be one .keras file in {MODEL_FOLDER}/, found {paths or 'nothing'}")
@@ -313,17 +313,17 @@ class Tracking(dg.ConfigurableResource):
             return self.fetch_model(name, version, into)
         with self.reaching(f"listing the files of {what}"):
             root = client.get_model_version_download_uri(name, str(version))
-            folders, files = [""], {}
+            folders, files = [""], dict[str, int]()
             while folders and len(files) < MOST_FILES:
                 folder = folders.pop()
-                found = within(
+                listed: list[FileInfo] = within(
                     call_deadline(),
                     list_artifacts,
                     artifact_uri=f"{root.rstrip('/')}/{folder}",
                     tracking_uri=self.mlflow_tracking_uri,
                 )
-                folders += [file.path for file in found if file.is_dir]
-                files |= {file.path: file.file_size or 0 for file in found if not file.is_dir}
+                folders += [file.path for file in listed if file.is_dir]
+                files |= {file.path: file.file_size or 0 for file in listed if not file.is_dir}
         if not files:
             raise LookupError(f"{what} holds no file, or none yet")
         models = [path for path in files if path.endswith(".keras")]
@@ -351,10 +351,11 @@ class Tracking(dg.ConfigurableResource):
             TrackingUnavailable: MLflow does not answer.
         """
         client = self._connect()
-        found, token = [], None
+        found: list[ModelVersion] = []
+        token: str | None = None
         with self.reaching("listing the registered models"):
             while True:
-                page = client.search_model_versions(max_results=1000, page_token=token)
+                page: Any = client.search_model_versions(max_results=1000, page_token=token)
                 found += page
                 token = page.token
                 if not token:
@@ -388,12 +389,13 @@ class Tracking(dg.ConfigurableResource):
         """
         client = self._connect()
         found: dict[tuple[str, str], list[str]] = {}
-        token = None
+        token: str | None = None
         with self.reaching("listing the aliases of registered models"):
             while True:
-                page = client.search_registered_models(max_results=1000, page_token=token)
+                page: Any = client.search_registered_models(max_results=1000, page_token=token)
                 for model in page:
-                    for alias, version in (model.aliases or {}).items():
+                    named: dict[str, str] = model.aliases or {}
+                    for alias, version in named.items():
                         found.setdefault((model.name, str(version)), []).append(alias)
                 token = page.token
                 if not token:
@@ -450,12 +452,15 @@ class Tracking(dg.ConfigurableResource):
         """
         client = self._connect()
         with self.reaching(f"looking up the registered model {name!r}"):
-            found = [] if "'" in name else client.search_model_versions(f"name = '{name}'")
-        chosen = [one for one in found if version is None or int(one.version) == version]
-        if not chosen:
-            known = ", ".join(sorted((one.version for one in found), key=int)) or "none"
-            raise LookupError(f"there is no version {version or 'at all'} of the registered model {name!r}: {known}")
-        return dict(max(chosen, key=lambda one: int(one.version)).tags)
+            known: list[ModelVersion] = [] if "'" in name else client.search_model_versions(f"name = '{name}'")
+        by_number = {int(each.version): each for each in known}
+        number = max(by_number, default=None) if version is None else version
+        if number is None or number not in by_number:
+            available = ", ".join(map(str, sorted(by_number))) or "none"
+            raise LookupError(
+                f"there is no version {version or 'at all'} of the registered model {name!r}, available: {available}"
+            )
+        return dict(by_number[number].tags)
 
     def client(self) -> "MlflowClient":
         """MLflow's own client, connected.
@@ -548,7 +553,7 @@ class Tracking(dg.ConfigurableResource):
         return f"{root}/{quote(experiment, safe='')}"
 
     @contextmanager
-    def reaching(self, doing: str) -> Iterator[None]:
+    def reaching(self, doing: str) -> Generator[None]:
         """Turn what goes wrong in MLflow, its database or its artefact store into TrackingUnavailable.
 
         Wrong arguments stay what they are: a mistake of the caller that waiting does not mend.

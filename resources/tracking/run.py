@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -83,7 +83,7 @@ class CellRun:
             raise ValueError(f"there is no file {path} to log as an artefact")
         client = transferring(self._client, sum(file.stat().st_size for file in [path, *path.rglob("*")]))
         with self._reaching(f"uploading {path.name} to run {self.run_id}"):
-            client.log_artifact(self.run_id, str(path), artifact_path)
+            cast("Any", client).log_artifact(self.run_id, str(path), artifact_path)
 
     def log_text(self, name: str, content: str) -> None:
         """Upload text as the UTF-8 file `name`, e.g. `tables/transfer_matrix.csv`."""

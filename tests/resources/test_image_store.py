@@ -377,7 +377,7 @@ def test_writing_and_reading_a_set_takes_memory_for_shards_and_not_for_the_set(t
 
         def write(name, n):
             cell = Cell(name)
-            write_image_set(store, cell, batches(n), n=n, image_shape=(64, 64, 3), class_names=("a",))
+            write_image_set(store.at(cell), batches(n), n=n, image_shape=(64, 64, 3), class_names=("a",))
             return read_image_set(store.open(cell))
 
         store = CellStore(sys.argv[1])
