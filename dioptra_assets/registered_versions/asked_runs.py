@@ -22,6 +22,8 @@ from partitions.keys import ARCHITECTURE, ATTACK
 # The experiment that a run was asked for, and whether it makes the table of all versions: not shown in lists of runs.
 WATCH_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_watch"
 TABLE_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_versions"
+# The place at work that a run takes.
+PLACE_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_place"
 # The versions that a run is for.
 VERSIONS_TAG = "dioptra/registered_models"
 ENDED_BADLY = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -30,7 +32,7 @@ ASK_SECONDS = 0.25
 # So many of the runs that failed last are looked into.
 MOST_FAILED = 50
 
-Kinds = dict[tuple[str, ...], int]
+Places = dict[str, int]
 FailedRun = tuple[dg.RunRecord, dict[str, str]]
 
 
@@ -48,17 +50,17 @@ class AskedRuns:
     instance: dg.DagsterInstance
     present: Sequence[str]
 
-    def in_flight(self) -> tuple[set[str], Kinds]:
-        """The versions that runs are at work on, and how many runs there are by the dimensions of their range."""
+    def in_flight(self) -> tuple[set[str], Places]:
+        """The versions that runs are at work on, and how many runs there are by the place that they take."""
         busy: set[str] = set()
-        kinds: Kinds = {}
+        places: Places = {}
         for run in self.instance.get_runs(
             dg.RunsFilter(tags={WATCH_TAG: self.branch.name}, statuses=NOT_FINISHED_STATUSES)
         ):
             busy |= self._covered(run)
-            kind = self._kind(run)
-            kinds[kind] = kinds.get(kind, 0) + 1
-        return busy, kinds
+            place = run.tags.get(PLACE_TAG, "")
+            places[place] = places.get(place, 0) + 1
+        return busy, places
 
     def one_has_ended(self, seconds: float) -> bool:
         """Wait until one of the runs at work has ended; False where there is none, or none ends in so many seconds."""

@@ -1,11 +1,16 @@
 """Which runs bring registered versions up to date: ranges of partitions of the real assets, as few as cells allow.
 
 Dagster takes one kind of partitions a run. So the cells of a version come in stages: what is made once a model, then
-what is made once a model and attack. Whatever is missing or stale, and has what it is made from, is asked for.
+what is made once a model and attack, then what looks at all attacks on a model. Whatever is missing or stale, and has
+what it is made from, is asked for.
+
+Each stage has a place at work of its own: newcomers at their first stage keep nobody from his last, and while one stage
+of some versions is at work, those that wait for it gather and share the next run. In each place whoever has waited
+longest is first. So no version waits for ever, however many come.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -51,11 +56,18 @@ class Wanted:
         assets: what is materialized.
         dimensions: of the range.
         cells: the partitions, `{}` alone where there are none.
+        stage: how many stages a version has behind it by then.
     """
 
     assets: tuple[dg.AssetKey, ...]
     dimensions: Dimensions
     cells: tuple[Mapping[str, str], ...]
+    stage: int = 0
+
+    @property
+    def place(self) -> str:
+        """Its place at work: runs of other places are no reason to wait."""
+        return f"{' '.join(self.dimensions)} {self.stage}".strip()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -92,14 +104,21 @@ def look(
     return Todo(dimensions, inputs, cells)
 
 
-def runs(todo: Todo, versions: Sequence[str], attacks: Sequence[str], alone: Collection[str] = ()) -> Iterator[Wanted]:
-    """The runs that can be started now, those of earlier stages first.
+def runs(
+    todo: Todo,
+    versions: Sequence[str],
+    attacks: Sequence[str],
+    alone: Collection[str] = (),
+    due: Sequence[str] | None = None,
+) -> Iterator[Wanted]:
+    """The runs that can be started now, those of versions that have waited longest first.
 
     Args:
         todo: what is missing or stale.
         versions: every version that there is, in the order that Dagster keeps.
         attacks: every attack key, in order.
         alone: versions that are not put into a run with others.
+        due: the versions, whoever has waited longest first; None where that is their order.
     """
     readiness = _Readiness(todo)
     ready = {key: {cell for cell in cells if readiness(key, cell)} for key, cells in todo.cells.items()}
@@ -107,7 +126,9 @@ def runs(todo: Todo, versions: Sequence[str], attacks: Sequence[str], alone: Col
     for key, names in todo.dimensions.items():
         groups.setdefault(names, []).append(key)
     shared = tuple(key for key in groups.pop((), []) if ready[key])  # without partitions: fits any run
-    for names, assets in sorted(groups.items(), key=lambda group: len(group[0])):
+    stages = _stages(todo)
+    found = []
+    for names, assets in groups.items():
         first: dict[tuple[dg.AssetKey, str], set[Cell]] = {}
         seen: set[str] = set()
         for key in assets:
@@ -120,13 +141,31 @@ def runs(todo: Todo, versions: Sequence[str], attacks: Sequence[str], alone: Col
         for (key, _), cells in first.items():
             taken = tuple(asset for asset in assets[assets.index(key) :] if asset == key or _from(todo, asset, key))
             for rectangle in _rectangles(names, cells, versions, attacks):
-                # Where something all need is missing, the first run makes it, and the others wait for that.
-                needs = [one for one in shared if any(one in todo.inputs[asset] for asset in taken)]
-                yield Wanted((*needs, *taken), names, rectangle)
-                if needs:
-                    return
+                found.append(Wanted(taken, names, rectangle, stages[key]))
+    waited = {version: number for number, version in enumerate(versions if due is None else due)}
+
+    def turn(wanted: Wanted) -> tuple[int, int, int]:
+        # What is of no version is needed by all.
+        longest = min(waited.get(cell.get(ARCHITECTURE, ""), -1) for cell in wanted.cells)
+        return longest, len(wanted.dimensions), wanted.stage
+
+    for wanted in sorted(found, key=turn):
+        # Where something all need is missing, the first run makes it, and the others wait for that.
+        needs = [one for one in shared if any(one in todo.inputs[asset] for asset in wanted.assets)]
+        yield replace(wanted, assets=(*needs, *wanted.assets))
+        if needs:
+            return
     if shared:
         yield Wanted(shared, (), ({},))
+
+
+def _stages(todo: Todo) -> dict[dg.AssetKey, int]:
+    """How many runs of other dimensions, one after another, each asset is made from."""
+    stages: dict[dg.AssetKey, int] = {}
+    for key, names in todo.dimensions.items():
+        before = [(stages[one], todo.dimensions[one]) for one in todo.inputs[key] if todo.dimensions[one]]
+        stages[key] = max((stage + (theirs != names) for stage, theirs in before), default=0)
+    return stages
 
 
 def _rectangles(

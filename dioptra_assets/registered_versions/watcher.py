@@ -20,7 +20,7 @@ import pandas as pd
 from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
-from dioptra_assets.registered_versions.asked_runs import AskedRuns, Kinds
+from dioptra_assets.registered_versions.asked_runs import AskedRuns, Places
 from dioptra_assets.registered_versions.judging import gate_bench, held_up, judged, shown_gates
 from dioptra_assets.registered_versions.planning import VERSIONS_PER_RUN, look
 from dioptra_assets.registered_versions.registry import Seen, watched_versions
@@ -138,7 +138,7 @@ class Watcher:
         images, models = self._data_versions("testing_set"), self._data_versions("model")
         gated = self._gated()
         unsettled = []
-        busy, kinds = self.runs.in_flight()
+        busy, places = self.runs.in_flight()
         for key, version in watched.items():
             before = known.get(key)
             made_from = (self.declared, version.creation_timestamp, images, models.get(key))
@@ -167,14 +167,20 @@ class Watcher:
             # One that comes back is a partition first, so that Dagster can tell what of it is stale.
             if key not in busy and not (key in seen.new and key in models):
                 unsettled.append((key, inputs))
-        # Those that are to be tried later, and those that have their verdict, keep nobody from his.
-        unsettled.sort(key=lambda one: (seen.verdicts[one[0]].status != "waiting", seen.verdicts[one[0]].next_try))
-        self._advance(seen, unsettled[: 2 * VERSIONS_PER_RUN], kinds)
+        unsettled.sort(key=lambda one: self._turn(seen.verdicts[one[0]]))
+        self._advance(seen, unsettled[: 2 * VERSIONS_PER_RUN], places)
         if not seen.requests:
             seen.requests = versions_table(self.branch, self.instance, seen.verdicts)
         return seen
 
-    def _advance(self, seen: Seen, unsettled: Sequence[tuple[str, str]], kinds: Kinds) -> None:
+    def _turn(self, verdict: Verdict) -> tuple[bool, bool, float]:
+        """Sorts versions: whoever has waited longest since he came, or since his last try, is first.
+
+        Those that are to be tried later, and those that have their verdict, keep nobody from his.
+        """
+        return verdict.next_try > self.now, verdict.status != "waiting", verdict.at
+
+    def _advance(self, seen: Seen, unsettled: Sequence[tuple[str, str]], places: Places) -> None:
         """Judge the versions whose numbers are up to date, and ask for what the others lack."""
         if not unsettled:
             return
@@ -221,7 +227,7 @@ class Watcher:
                 seen.lines.append(f"{key}: {before.sentence}")
         order = [key for key in self.present if key not in seen.gone] + seen.new
         alone = {key for key in waiting if seen.verdicts[key].tries > TRIES_TOGETHER}
-        seen.requests = run_requests(self.branch, todo, waiting, order, at_work=kinds, alone=alone)
+        seen.requests = run_requests(self.branch, todo, waiting, order, at_work=places, alone=alone)
 
     def _gated(self) -> set[str]:
         """The versions that have every cell of every gate."""
