@@ -17,7 +17,6 @@ from dioptra_assets.dagster_internals import (
 )
 from dioptra_assets.runs.launch import reasons_in
 from partitions.experiments import ExperimentSpec
-from partitions.keys import ARCHITECTURE, ATTACK
 
 # The experiment that a run was asked for, and whether it makes the table of all versions: not shown in lists of runs.
 WATCH_TAG = f"{HIDDEN_TAG_PREFIX}dioptra_watch"
@@ -113,25 +112,13 @@ class AskedRuns:
         # What comes after the first was not looked at.
         return f"{failed[0].check_name}: {failed[0].description}" if failed else ""
 
-    def _kind(self, run: dg.DagsterRun) -> tuple[str, ...]:
-        """The dimensions of its range."""
-        if TABLE_TAG in run.tags:
-            return (TABLE_TAG,)
-        start = run.tags.get(ASSET_PARTITION_RANGE_START_TAG)
-        if start is None:
-            return ()
-        if run.asset_selection == {asset_key(self.branch, ATTACK_CONFIG)}:
-            return (ATTACK,)
-        return (ARCHITECTURE, ATTACK) if "|" in start else (ARCHITECTURE,)
-
     def _covered(self, run: dg.DagsterRun) -> set[str]:
         """The versions in its range."""
-        kind = self._kind(run)
-        if kind == (TABLE_TAG,):
+        if TABLE_TAG in run.tags:
             return set()
-        if ARCHITECTURE not in kind:
-            return set(self.present)  # what all of them need
         names = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+        if names[0] not in run.tags or run.asset_selection == {asset_key(self.branch, ATTACK_CONFIG)}:
+            return set(self.present)  # what all of them need
         ends = [run.tags[name].split("|")[0] for name in names]
         if not all(end in self.present for end in ends):
             return set()
