@@ -86,7 +86,7 @@ def _alone(spec: "ExperimentSpec", store: "CellStore") -> tuple[float, float]:
     """What the attacks take, and what predictions, distances and rates take, without anything around them."""
     from dioptra_assets.robustness.attacks import perturb_set
     from dioptra_assets.robustness.evaluation.distances import set_distances
-    from dioptra_assets.robustness.evaluation.examples import example_table
+    from dioptra_assets.robustness.evaluation.examples import RowKey, example_table
     from dioptra_assets.robustness.evaluation.metrics import metric_table
     from dioptra_assets.robustness.evaluation.predictions import predict
     from dioptra_assets.robustness.image_set import ImageSet
@@ -118,12 +118,10 @@ def _alone(spec: "ExperimentSpec", store: "CellStore") -> tuple[float, float]:
         distances = set_distances(testing_set, adversarial_set)
         tables = [
             example_table(
+                RowKey(source, key, target),
                 clean=clean[target],
                 adversarial=predict(model, adversarial_set),
                 distances=distances,
-                source=source,
-                attack=key,
-                target=target,
             )
             for target, model in models.items()
         ]

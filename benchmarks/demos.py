@@ -17,7 +17,7 @@ from benchmarks.measure import Pair, pair
 from dioptra_assets.robustness.attacks import FastGradientMethod, perturb_set
 from dioptra_assets.robustness.data.mnist import MnistSource
 from dioptra_assets.robustness.evaluation.distances import set_distances
-from dioptra_assets.robustness.evaluation.examples import example_table
+from dioptra_assets.robustness.evaluation.examples import RowKey, example_table
 from dioptra_assets.robustness.evaluation.metrics import metric_table
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageBatch, ImageSet
@@ -69,12 +69,10 @@ def our_cell(folder: Path, model: Any, testing_set: ImageSet) -> Any:
             Cell("bench/adversarial_set", PARTITION), (ImageBatch(batch.images, batch.index) for batch in attacked)
         )
         examples = example_table(
+            RowKey("le_net", "fgm_0.3", "le_net"),
             clean=read_table(store.open(predictions)),
             adversarial=predict(model, adversarial),
             distances=set_distances(clean, adversarial),
-            source="le_net",
-            attack="fgm_0.3",
-            target="le_net",
         )
         table_cell = Cell("bench/evasion_examples", PARTITION)
         write_table(store.at(table_cell), examples)

@@ -5,7 +5,7 @@ import numpy as np
 
 from benchmarks import raw
 from benchmarks.measure import Pair, pair
-from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import ModelInversion, TrainingFacts, invert
 from dioptra_assets.robustness.training.architectures import build
 
 CLASSES = 10
@@ -39,7 +39,7 @@ def rows(quick: bool = False) -> list[Pair]:
         return attack.infer(start, np.arange(CLASSES))
 
     def ours() -> np.ndarray:
-        images = invert(config, model, image_shape=(28, 28, 1), class_names=names, seed=0)
+        images = invert(config, model, TrainingFacts((28, 28, 1), names), seed=0)
         assert set(images.index["iterations"]) == {steps}
         return np.asarray(images.pixels[slice(0, CLASSES)])
 

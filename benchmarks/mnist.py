@@ -23,7 +23,7 @@ from dioptra_assets.robustness.attacks import one_pixel_oracle, parse_attack, pe
 from dioptra_assets.robustness.data import MnistSource
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet, encode_png, tile
-from dioptra_assets.robustness.inversion.miface import invert, parse_inversion
+from dioptra_assets.robustness.inversion.miface import TrainingFacts, invert, parse_inversion
 from dioptra_assets.robustness.inversion.scores import inversion_table, training_means
 from dioptra_assets.robustness.model_files.files import load_model, save_model
 from dioptra_assets.robustness.poisoning import (
@@ -237,9 +237,7 @@ def miface(bench: Bench) -> Cells:
         model, names = bench.standard(name, 0), bench.testing.class_names
         entry = {"method": "miface", "start": start, "learning_rate": rate, "max_iter": 50 if bench.quick else 10_000}
         mean, means = training_means(bench.training)
-        images = invert(
-            parse_inversion(entry), model, image_shape=(28, 28, 1), class_names=names, seed=0, training_mean=mean
-        )
+        images = invert(parse_inversion(entry), model, TrainingFacts((28, 28, 1), names, mean), seed=0)
         table = inversion_table(images, means, model, {"other": bench.standard(other, 0)})
         pictures = np.concatenate([images.to_numpy()[0], means])
         picture = np.kron(tile(pictures, len(names)), np.ones((4, 4, 1), np.float32))

@@ -9,7 +9,7 @@ from dioptra_assets.assets.config_assets import INVERSION_CONFIG, read_attack
 from dioptra_assets.assets.models import GPU_POOL
 from dioptra_assets.assets.pictures import markdown_table, picture
 from dioptra_assets.robustness.image_set import encode_png, tile
-from dioptra_assets.robustness.inversion.miface import INVERTED_COLUMNS, ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import INVERTED_COLUMNS, ModelInversion, TrainingFacts, invert
 from dioptra_assets.robustness.inversion.scores import inversion_table, training_means
 from partitions.attacks import attack_document
 from partitions.entries import edition
@@ -79,10 +79,12 @@ def _invert(cell: CellContext) -> CellResult:
     inverted = invert(
         config,
         read_model(stored_model),
-        image_shape=training_set.image_shape,
-        class_names=training_set.class_names,
+        TrainingFacts(
+            training_set.image_shape,
+            training_set.class_names,
+            training_means(training_set)[0] if config.start == "mean" else None,
+        ),
         seed=seed,
-        training_mean=training_means(training_set)[0] if config.start == "mean" else None,
         name=str(cell.cell),
         progress=cell.progress("inverted"),
     )

@@ -1,7 +1,7 @@
 """From adversarial sets to numbers: one row per image and target model, then rates and distances."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,7 +15,7 @@ from dioptra_assets.assets.pictures import markdown_table
 from dioptra_assets.robustness.attacks import Attack
 from dioptra_assets.robustness.defences import defended
 from dioptra_assets.robustness.evaluation.distances import set_distances
-from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, NO_DEFENCE, example_table
+from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, NO_DEFENCE, RowKey, example_table
 from dioptra_assets.robustness.evaluation.metrics import METRIC_COLUMNS, metric_table
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
@@ -111,20 +111,17 @@ def _examples(cell: CellContext) -> CellResult:
         target = model.cell.partition[ARCHITECTURE]
         tables.append(
             example_table(
+                RowKey(source, key, target),
                 clean=read_table(of_target[target]),
                 adversarial=predict(read_model(model), adversarial_set),
                 distances=distances,
-                source=source,
-                attack=key,
-                target=target,
                 target_class=aim,
             )
         )
-    seen = {"source": source, "attack": key, "target": source, "target_class": aim}
     for name in cell.spec.defences:
-        rows, absences = _defended_examples(cell, name, testing_set, distances, seen)
+        rows, absent_cells = _defended_examples(cell, RowKey(source, key, source, name), testing_set, distances, aim)
         tables += rows
-        missing += absences
+        missing += absent_cells
     table = pd.concat(tables, ignore_index=True)
     facts = {
         "seed": stored_set.manifest.attributes["seed"],
@@ -152,34 +149,42 @@ def _taken_over(cell: CellContext, twin: StoredCell) -> CellResult:
 
 
 def _defended_examples(
-    cell: CellContext, name: str, testing_set: ImageSet, distances: pd.DataFrame, seen: Mapping[str, Any]
+    cell: CellContext, key: RowKey, testing_set: ImageSet, distances: pd.DataFrame, aim: pd.Series | None
 ) -> tuple[list[pd.DataFrame], list[str]]:
-    """What the attacked model makes of the images behind one defence: of the attack that does not know it, and of the
-    one that does. And which cells were missing for that.
+    """The rows of the attacked model behind one defence, under the oblivious and the adaptive attack.
+
+    Also returns the paths of missing cells. If there are any, there are no rows.
     """
-    defence, partition = cell.spec.defences[name], cell.cell.partition
-    own = {ARCHITECTURE: partition[ARCHITECTURE]}
+    name, partition = key.defence, cell.cell.partition
+    defence, of_model = cell.spec.defences[name], {ARCHITECTURE: partition[ARCHITECTURE]}
     wanted = {
-        f"defended_model/{name}" if defence.apply_fit else "model": own,
-        f"defended_predictions/{name}": own,
+        f"defended_model/{name}" if defence.apply_fit else "model": of_model,
+        f"defended_predictions/{name}": of_model,
         f"defended_set/{name}" if defence.apply_predict else "adversarial_set": partition,
         f"adaptive_set/{name}": partition,
     }
-    found = {asset: cell.present(asset, [cells]) for asset, cells in wanted.items()}
-    if missing := [path for _, absent in found.values() for path in absent]:
+    inputs = {asset: cell.present(asset, [cells]) for asset, cells in wanted.items()}
+    if missing := [path for _, absent in inputs.values() for path in absent]:
         return [], missing
-    model, clean, oblivious, adaptive = (present[0] for present, _ in found.values())
+    model, clean, oblivious, adaptive = (present[0] for present, _ in inputs.values())
     adaptive_set = read_image_set(adaptive)
-    shared = {**seen, "defence": name, "clean": read_table(clean)}
-    # The attacker handed the adaptive set over; the defence stands in front of the model and draws its own noise.
+    predictions = read_table(clean)
+    # The adaptive set comes from the attacker. The defence in front of the model draws its own noise.
     behind = defended(defence, adaptive_set, seed=derive_seed(cell.seed, "defence", name))
     tables = [
-        example_table(adversarial=predict(read_model(model), read_image_set(oblivious)), distances=distances, **shared),
         example_table(
+            key,
+            clean=predictions,
+            adversarial=predict(read_model(model), read_image_set(oblivious)),
+            distances=distances,
+            target_class=aim,
+        ),
+        example_table(
+            key._replace(adaptive=True),
+            clean=predictions,
             adversarial=predict(read_model(model), behind),
             distances=set_distances(testing_set, adaptive_set),
-            adaptive=True,
-            **shared,
+            target_class=aim,
         ),
     ]
     return tables, []

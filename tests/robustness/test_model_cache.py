@@ -13,7 +13,7 @@ from dioptra_assets.robustness.defences import SpatialSmoothing
 from dioptra_assets.robustness.defences.adaptive import defended_model
 from dioptra_assets.robustness.evaluation.predictions import predict
 from dioptra_assets.robustness.image_set import ImageSet
-from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import ModelInversion, TrainingFacts, invert
 from dioptra_assets.robustness.model_cache import KeptModels, Loaded, parameter_bytes
 from tests.robustness.attacks.conftest import linear_model
 
@@ -118,7 +118,7 @@ def test_ten_models_under_attack_with_a_budget_of_two_leave_two(monkeypatch: pyt
         )
         predict(model, images)
         if number == 0:
-            invert(ModelInversion(max_iter=2), model, image_shape=(4, 4, 1), class_names=CLASSES, seed=0)
+            invert(ModelInversion(max_iter=2), model, TrainingFacts((4, 4, 1), CLASSES), seed=0)
         del model
     gc.collect()
     assert len(models) == 2

@@ -93,16 +93,13 @@ class AnyArtAttack(Attack, frozen=True, extra="forbid"):
             RuntimeError: when Keras does not run on TensorFlow.
         """
         facts = ART_ATTACKS[self.attack]
-        return art_engine.prepare_any(
-            model,
-            class_count,
-            self._art_attack,
-            seed=seed,
+        needs = art_engine.Needs(
             alone=_alone(facts, self._values()),
-            starts=facts.starts,
             white_box=facts.knowledge == "white-box",
             probabilities=facts.outputs == "probabilities",
+            starts=facts.starts,
         )
+        return art_engine.prepare_any(model, class_count, self._art_attack, needs, seed=seed)
 
     def _values(self) -> dict[str, Scalar]:
         known = recorded()["attacks"][self.attack]

@@ -8,6 +8,7 @@ finite is reported (it would be replaced by zero).
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,39 +93,45 @@ def _watched_classifier(model: Any, class_count: int) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class Needs:
+    """How an ART attack has to be run.
+
+    Attributes:
+        alone: pass one image at a time.
+        white_box: the attack follows gradients, so record where they are zero.
+        probabilities: the attack expects softmax probabilities instead of logits.
+        starts: it draws only its starting points, so each image of a batch gets its own generator.
+    """
+
+    alone: bool
+    white_box: bool
+    probabilities: bool
+    starts: bool = False
+
+
 def prepare_any(
-    model: Any,
-    class_count: int,
-    make_attack: Callable[[Any], Any],
-    *,
-    seed: int,
-    alone: bool,
-    starts: bool = False,
-    white_box: bool,
-    probabilities: bool,
+    model: Any, class_count: int, make_attack: Callable[[Any], Any], needs: Needs, *, seed: int
 ) -> PerturbBatch:
     """Run any ART evasion attack against a Keras model that gives logits.
 
-    What ART draws from global generators is drawn from ones that are seeded, by the seed and the position of the first
-    image it is given, and put back afterwards.
+    ART draws from global generators. They are seeded by the seed and the position of the first image passed, and
+    restored afterwards.
 
     Args:
         model: the model under attack.
         class_count: number of classes.
-        make_attack: makes the ART attack from an ART classifier. It is made anew for each batch: some attacks carry
-            what they found in one over to the next.
-        seed: of what is drawn at random.
-        alone: give it one image at a time.
-        starts: it draws where it starts and nothing else, so each image of a batch gets a generator of its own.
-        white_box: it follows gradients, so note where there are none.
-        probabilities: give it the softmax of the logits.
+        make_attack: makes the ART attack from an ART classifier. It is called for each batch, because some attacks
+            carry state over from one batch to the next.
+        needs: how the attack has to be run.
+        seed: seed of everything random.
 
     Raises:
-        RuntimeError: when Keras does not run on TensorFlow.
-        ValueError: when `make_attack` refuses, or, from the function returned, when ART gives up on an image.
+        RuntimeError: Keras does not run on TensorFlow.
+        ValueError: `make_attack` refuses, or, from the returned function, ART gives up on an image.
     """
     _need_tensorflow()
-    watch, classifier = _counting_classifier(model, class_count, probabilities=probabilities)
+    watch, classifier = _counting_classifier(model, class_count, probabilities=needs.probabilities)
     with _seeded_generators([seed]):
         make_attack(classifier)  # so that parameters it refuses are known before any work
     at_start = made_of(model, "gradient check", lambda: _compiled_gradient_check(model, class_count))
@@ -132,10 +139,10 @@ def prepare_any(
     def perturb(batch: AttackInput) -> Perturbed:
         rows = len(batch.images)
         images, queries = batch.images.copy(), np.zeros(rows, np.int64)
-        start = at_start(batch.images, batch.goals) if white_box else {}
+        start = at_start(batch.images, batch.goals) if needs.white_box else {}
         finite = start.get("finite", np.ones(rows, bool)).copy()
         labels = np.eye(class_count, dtype=np.float32)[batch.goals]
-        at_once = 1 if alone else rows
+        at_once = 1 if needs.alone else rows
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
             if not finite[part].all():
@@ -144,7 +151,7 @@ def prepare_any(
             with _seeded_generators([seed, position]):
                 attack = make_attack(classifier)
                 watch.begin()
-                if starts and not alone:
+                if needs.starts and not needs.alone:
                     states = [np.random.RandomState(_words([seed, int(at)])).get_state() for at in batch.positions]
                     own = Starts(attack, watch, states, batch.goals)
                     with own.given():

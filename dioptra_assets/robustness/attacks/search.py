@@ -129,9 +129,8 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
             raise RuntimeError(
                 "es is 0 with the engine art, which needs the package cma: install cma, or use the engine compiled"
             )
-        search = art_engine.prepare_any(
-            model, class_count, self.art_attack, seed=seed, alone=True, white_box=False, probabilities=True
-        )
+        needs = art_engine.Needs(alone=True, white_box=False, probabilities=True)
+        search = art_engine.prepare_any(model, class_count, self.art_attack, needs, seed=seed)
 
         def perturb(batch: AttackInput) -> Perturbed:
             images = batch.images.copy()

@@ -1,9 +1,9 @@
-"""The example table: what an attack did to each image, as one target model sees it. Every rate is computed from it.
+"""The example table: the effect of an attack on each image, as seen by one target model. Every rate comes from it.
 
 Why: docs/decisions/0011-the-example-table.md
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,31 @@ from dioptra_assets.robustness.errors import NonFiniteError
 from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS
 
 NO_DEFENCE = "none"
-KEYS = ["source", "attack", "target", "defence", "adaptive"]
+
+
+class RowKey(NamedTuple):
+    """What the rows of one evaluation have in common.
+
+    Attributes:
+        source: architecture whose model the attack was computed on.
+        attack: key of the attack config.
+        target: architecture of the evaluated model.
+        defence: name of the defence, or `none`.
+        adaptive: whether the attack was computed on model and defence together.
+    """
+
+    source: str
+    attack: str
+    target: str
+    defence: str = NO_DEFENCE
+    adaptive: bool = False
+
+    def __str__(self) -> str:
+        adaptive = ", adaptive" if self.adaptive else ""
+        return f"{self.source}|{self.attack} on {self.target} (defence {self.defence}{adaptive})"
+
+
+KEYS = list(RowKey._fields)
 
 EXAMPLE_COLUMNS: dict[str, str] = {
     "image_id": "the image, as in the testing set",
@@ -37,55 +61,46 @@ EXAMPLE_COLUMNS: dict[str, str] = {
 
 
 def example_table(
+    key: RowKey,
     *,
     clean: pd.DataFrame,
     adversarial: pd.DataFrame,
     distances: pd.DataFrame,
-    source: str,
-    attack: str,
-    target: str,
-    defence: str = NO_DEFENCE,
-    adaptive: bool = False,
     target_class: pd.Series | None = None,
 ) -> pd.DataFrame:
-    """Join what is known of each image, by image id and nothing else.
+    """Join predictions and distances by image id.
 
     Args:
-        clean: `predict` of the target model on the testing set, behind the defence where there is one.
-        adversarial: `predict` of the target model on the adversarial set, behind the defence where there is one.
+        key: what is evaluated.
+        clean: `predict` of the target model on the testing set, behind the defence if there is one.
+        adversarial: `predict` of the target model on the adversarial set, behind the defence if there is one.
         distances: `set_distances` of the testing set and the adversarial set: what the attacker changed.
-        source: architecture the attack was computed on.
-        attack: key of the attack config.
-        target: architecture of the evaluated model.
-        defence: name of the defence, or `none`.
-        adaptive: whether the attack was computed on model and defence together.
-        target_class: of a targeted attack, the class aimed at, indexed by image id; may be missing for an image that
-            belongs to that class already. None for an untargeted attack.
+        target_class: for a targeted attack, the target class by image id. It may be missing for images that already
+            belong to that class. None for an untargeted attack.
 
     Returns:
         One row per image, in the order of `clean`, with the columns of `EXAMPLE_COLUMNS`. `target_class` is nullable
         Int64 and `success` nullable boolean.
 
     Raises:
-        ValueError: when a table lacks an image, holds one too many or one twice (they are named), or when the labels
-            of one image differ.
+        ValueError: a table lacks an image, has an extra image or has one twice (the message names them), or the labels
+            of an image differ.
     """
-    cell = f"{source}|{attack} on {target} (defence {defence}{', adaptive' if adaptive else ''})"
     ids: Any = clean["image_id"]
-    before = _aligned(clean, ids, f"{cell}: the clean predictions")
-    after = _aligned(adversarial, ids, f"{cell}: the adversarial predictions")
-    moved = _aligned(distances, ids, f"{cell}: the distances")
+    before = _aligned(clean, ids, f"{key}: the clean predictions")
+    after = _aligned(adversarial, ids, f"{key}: the adversarial predictions")
+    moved = _aligned(distances, ids, f"{key}: the distances")
     label = before["label"].to_numpy(np.int64)
     relabelled = label != after["label"].to_numpy(np.int64)
     if relabelled.any():
         raise ValueError(
-            f"{cell}: {relabelled.sum()} images have another label in the adversarial predictions than in the clean "
+            f"{key}: {relabelled.sum()} images have another label in the adversarial predictions than in the clean "
             f"ones ({_some(ids[relabelled])}): the two sets number their classes or images differently"
         )
     targeted = target_class is not None
     if targeted:
         named = pd.DataFrame({"image_id": target_class.index, "target_class": target_class.to_numpy()})
-        aim = _aligned(named, ids, f"{cell}: the target classes")["target_class"].reset_index(drop=True)
+        aim = _aligned(named, ids, f"{key}: the target classes")["target_class"].reset_index(drop=True)
     else:
         aim = pd.Series(pd.NA, index=range(len(ids)))
     aim = aim.astype("Int64")
@@ -95,11 +110,7 @@ def example_table(
         {
             "image_id": ids.to_numpy(),
             "label": label,
-            "source": source,
-            "attack": attack,
-            "target": target,
-            "defence": defence,
-            "adaptive": adaptive,
+            **key._asdict(),
             "clean_prediction": clean_prediction,
             "clean_confidence": before["confidence"].to_numpy(),
             "adversarial_prediction": prediction,
@@ -121,7 +132,7 @@ def evasion_success(
     *,
     targeted: bool,
 ) -> pd.Series:
-    """Whether the attack reached its aim on each image; missing where it had nothing to do.
+    """Whether the attack succeeded on each image; missing where the image does not count.
 
     Args:
         label: int [n].
@@ -131,8 +142,8 @@ def evasion_success(
         targeted: whether the attack aims at a class.
 
     Returns:
-        Nullable boolean [n]. Untargeted: missing where the clean prediction was wrong, else whether the adversarial one
-        is. Targeted: missing where there is no target class or it is the label, else whether it is predicted.
+        Nullable boolean [n]. Untargeted: missing if the clean prediction was wrong, else whether the adversarial one is
+        wrong. Targeted: missing if there is no target class or it is the label, else whether it is predicted.
     """
     if targeted:
         aim = target_class.fillna(-1).to_numpy(np.int64)
@@ -143,10 +154,10 @@ def evasion_success(
 
 
 def check_examples(examples: pd.DataFrame, classes: int, seed: int) -> None:
-    """Refuse an example table that no rate should be computed from.
+    """Refuse an example table that must not be used to compute rates.
 
     Raises:
-        NonFiniteError: when a prediction, confidence, margin or distance is NaN or infinite.
+        NonFiniteError: a prediction, confidence, margin or distance is NaN or infinite.
         ValueError: see `metrics.metric_table`.
     """
     table: Any = examples
@@ -185,19 +196,19 @@ def _check_cell(cell: Any, name: str, predictions: list[str]) -> None:
     aim = cell["target_class"].astype("Int64").reset_index(drop=True)
     success = cell["success"].astype("boolean").reset_index(drop=True)
     label, before, after = (cell[column].to_numpy(np.int64) for column in predictions)
-    # A targeted attack on images that all belong to its class has no target class to show, and no success either.
+    # A targeted attack on images that all belong to its target class has neither target classes nor successes.
     targeted = bool(aim.notna().any() or success.isna().all())
     if not evasion_success(label, before, after, aim, targeted=targeted).equals(success):
         raise ValueError(f"{name}: success does not follow from label, predictions and target class")
 
 
 def stack_probabilities(group: pd.DataFrame, classes: int) -> np.ndarray | None:
-    """The adversarial probabilities of some examples, float32 [n, classes]; None where the table holds none.
+    """The adversarial probabilities of some examples, float32 [n, classes]; None if the table holds none.
 
     Raises:
-        NonFiniteError: when one is NaN or infinite.
-        ValueError: when some rows have none or too few, or the predicted class has not the largest: the model numbers
-            its classes otherwise than the table.
+        NonFiniteError: a probability is NaN or infinite.
+        ValueError: some rows have none or too few, or the predicted class does not have the largest one: the model
+            numbers its classes differently from the table.
     """
     column: Any = group["adversarial_probabilities"]
     name = "|".join(map(str, group[KEYS].iloc[0]))
@@ -216,13 +227,13 @@ def stack_probabilities(group: pd.DataFrame, classes: int) -> np.ndarray | None:
 
 def _aligned(table: pd.DataFrame, ids: Any, what: str) -> Any:
     """The rows of `table` in the order of `ids`, exactly one for each."""
-    own: Any = table["image_id"]
-    doubled = own[own.duplicated()].unique()
-    missing = ids[~ids.isin(own)]
-    foreign = own[~own.isin(ids)]
-    for found, fault in ((doubled, "hold twice"), (missing, "lack"), (foreign, "hold, beyond the testing set,")):
-        if len(found):
-            raise ValueError(f"{what} {fault} {len(found)} of {len(ids)} images: {_some(found)}")
+    images: Any = table["image_id"]
+    doubled = images[images.duplicated()].unique()
+    missing = ids[~ids.isin(images)]
+    foreign = images[~images.isin(ids)]
+    for wrong, fault in ((doubled, "hold twice"), (missing, "lack"), (foreign, "hold, beyond the testing set,")):
+        if len(wrong):
+            raise ValueError(f"{what} {fault} {len(wrong)} of {len(ids)} images: {_some(wrong)}")
     return table.set_index("image_id").loc[ids]
 
 

@@ -6,6 +6,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -118,43 +119,55 @@ def parse_inversion(entry: Mapping[str, Any]) -> ModelInversion:
     return INVERSIONS[method].model_validate(dict(entry))
 
 
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What model inversion knows of the training data.
+
+    Attributes:
+        image_shape: (height, width, channels).
+        class_names: the classes, in the order of the logits.
+        mean: the mean training image [height, width, channels], needed for `start: mean`.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: Sequence[str]
+    mean: np.ndarray | None = None
+
+
 def invert(
     config: ModelInversion,
     model: Any,
+    known: TrainingFacts,
     *,
-    image_shape: tuple[int, int, int],
-    class_names: Sequence[str],
     seed: int,
-    training_mean: np.ndarray | None = None,
     name: str = "inverted set",
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Reconstruct one image a class.
+    """Reconstruct one image per class.
 
     Args:
         config: the attack.
         model: a Keras model that maps float32 [rows, height, width, channels] in [0, 1] to logits.
-        image_shape: (height, width, channels).
-        class_names: the classes, in the order of the logits.
-        seed: of the noise, used unless the config names its own. A class starts from the same noise whichever other
-            classes are inverted beside it.
-        training_mean: [height, width, channels], for `start: mean`.
-        name: what errors call the set.
-        progress: called after each batch with the classes done and the classes in all.
+        known: shape and classes of the training data.
+        seed: seed of the noise, unless the config has its own. The noise of a class does not depend on which other
+            classes are inverted.
+        name: name of the set in error messages.
+        progress: called after each batch with the number of classes done and of all classes.
 
     Returns:
-        A set in memory, one image a class in the order of `config.classes`. Its index has the class number as
+        A set in memory, one image per class in the order of `config.classes`. Its index has the class number as
         `image_id` (six digits) and `label`, and the columns of `INVERTED_COLUMNS`.
 
     Raises:
-        NonFiniteError: when logits or gradients of the model are NaN or infinite; names the classes.
-        ValueError: when the model ends in a softmax, config, model and classes do not fit together, or `start` is mean
-            and no fitting mean image is given.
+        NonFiniteError: logits or gradients of the model are NaN or infinite. The message names the classes.
+        ValueError: the model ends in a softmax, config, model and classes do not match, or `start` is mean and there is
+            no mean image of the right shape.
     """
+    image_shape, class_names = known.image_shape, known.class_names
     config.check_classes(len(class_names))
     check_model(model, len(class_names))
     labels = np.array(range(len(class_names)) if config.classes is None else config.classes, np.int32)
-    begin = _starts(config, image_shape, config.seed if config.seed is not None else seed, training_mean)
+    start_of = _starts(config, image_shape, config.seed if config.seed is not None else seed, known.mean)
     run = made_of(model, "miface", lambda: _compiled_miface(model, len(class_names)))
     images = np.empty((len(labels), *image_shape), np.float32)
     rows: list[pd.DataFrame] = []
@@ -162,7 +175,7 @@ def invert(
     for first in range(0, len(labels), at_once):
         batch = labels[first : first + at_once]
         result = run(
-            np.stack([begin(label) for label in batch.tolist()]),
+            np.stack([start_of(label) for label in batch.tolist()]),
             batch,
             np.tile(np.array([config.learning_rate, math.log(config.threshold)], np.float32), (len(batch), 1)),
             np.tile(np.array([config.max_iter, config.window_length], np.int32), (len(batch), 1)),
@@ -191,14 +204,14 @@ def invert(
 def _starts(
     config: ModelInversion, image_shape: tuple[int, int, int], seed: int, training_mean: np.ndarray | None
 ) -> Callable[[int], np.ndarray]:
-    """From a class to the image its descent starts from."""
+    """A function from a class to the image that its descent starts from."""
     if config.start == "noise":
         return lambda label: np.random.default_rng([seed, label]).random(image_shape, np.float32)
     if config.start == "grey":
         return lambda label: np.full(image_shape, 0.5, np.float32)
     if training_mean is None or training_mean.shape != image_shape:
         given = "none was given" if training_mean is None else f"one of shape {training_mean.shape} was given"
-        raise ValueError(f"start is mean: it needs the mean training image, of shape {image_shape}, and {given}")
+        raise ValueError(f"start is mean: it needs the mean training image of shape {image_shape}, but {given}")
     mean = np.clip(training_mean, 0.0, 1.0).astype(np.float32)
     return lambda label: mean
 

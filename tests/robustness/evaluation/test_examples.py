@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dioptra_assets.robustness.evaluation.distances import DISTANCE_COLUMNS
-from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, example_table
+from dioptra_assets.robustness.evaluation.examples import EXAMPLE_COLUMNS, RowKey, example_table
 
 pytestmark = pytest.mark.quick
 
@@ -31,16 +31,13 @@ def _distances(ids: list[str] = IDS) -> pd.DataFrame:
     return pd.DataFrame({"image_id": ids, **{name: np.arange(len(ids), dtype=float) for name in DISTANCE_COLUMNS}})
 
 
-def _table(**changes: Any) -> pd.DataFrame:
+def _table(defence: str = "none", **changes: Any) -> pd.DataFrame:
     arguments: dict[str, Any] = {
         "clean": _predictions([0, 1, 0, 1]),
         "adversarial": _predictions([0, 2, 2, 0]),
         "distances": _distances(),
-        "source": "le_net",
-        "attack": "fgm_0.3",
-        "target": "shallow_net",
     }
-    return example_table(**(arguments | changes))
+    return example_table(RowKey("le_net", "fgm_0.3", "shallow_net", defence), **(arguments | changes))
 
 
 def test_a_row_says_what_happened_to_one_image():

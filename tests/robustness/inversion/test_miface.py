@@ -17,6 +17,7 @@ from dioptra_assets.robustness.inversion import miface
 from dioptra_assets.robustness.inversion.miface import (
     INVERTED_COLUMNS,
     ModelInversion,
+    TrainingFacts,
     _compiled_miface,
     invert,
     parse_inversion,
@@ -27,10 +28,11 @@ from tests.robustness.attacks.conftest import DIGITS, conv_model, dense_model, d
 __all__ = ["conv_model", "dense_model", "digits"]  # fixtures
 
 
-def inverted(model: Any, config: ModelInversion | None = None, seed: int = 0, **rest: Any) -> ImageSet:
-    shape = model.input_shape[1:]
-    names = DIGITS[: model.output_shape[-1]]
-    return invert(config or ModelInversion(), model, image_shape=shape, class_names=names, seed=seed, **rest)
+def inverted(
+    model: Any, config: ModelInversion | None = None, seed: int = 0, training_mean: Any = None, **rest: Any
+) -> ImageSet:
+    known = TrainingFacts(model.input_shape[1:], DIGITS[: model.output_shape[-1]], training_mean)
+    return invert(config or ModelInversion(), model, known, seed=seed, **rest)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -154,7 +156,7 @@ def test_the_descent_can_start_from_the_mean_of_the_training_set(dense_model: An
     mean, _ = training_means(digits)
     far = ModelInversion(start="mean", max_iter=1, learning_rate=1e-6)
     np.testing.assert_allclose(inverted(dense_model, far, training_mean=mean).to_numpy()[0][3], mean, atol=1e-4)
-    with pytest.raises(ValueError, match=r"start is mean: .*\(8, 8, 1\), and none was given"):
+    with pytest.raises(ValueError, match=r"start is mean: .*\(8, 8, 1\), but none was given"):
         inverted(dense_model, far)
     with pytest.raises(ValueError, match=r"one of shape \(4, 4, 1\) was given"):
         inverted(dense_model, far, training_mean=mean[:4, :4])
@@ -301,9 +303,9 @@ def test_ssim_of_flat_images_is_their_luminance_term_also_where_the_window_does_
 JAX = """
 import sys, numpy as np
 from tests.robustness.attacks.conftest import linear_model
-from dioptra_assets.robustness.inversion.miface import ModelInversion, invert
+from dioptra_assets.robustness.inversion.miface import ModelInversion, TrainingFacts, invert
 model = linear_model(np.random.default_rng(0).normal(size=(16, 3)))
-images = invert(ModelInversion(max_iter=30, threshold=0.9), model, image_shape=(4, 4, 1), class_names="abc", seed=0)
+images = invert(ModelInversion(max_iter=30, threshold=0.9), model, TrainingFacts((4, 4, 1), "abc"), seed=0)
 np.savez(sys.argv[1], pixels=images.pixels, **images.index[["confidence", "iterations"]])
 """
 
