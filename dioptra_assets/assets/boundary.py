@@ -1,8 +1,8 @@
 """The cell boundary: how every asset of an experiment computes, stores and reports its partitions.
 
-A run may hold one cell or hundreds of one asset (a backfill is one run, so TensorFlow is imported once). Each cell is
-stored and reported as it ends, with the hash of its own content as data version and the versions it was made from as
-provenance. A cell that fails is reported, and the others are kept.
+A run may compute one cell or hundreds of one asset. A backfill is one run, so TensorFlow is imported once. Each cell is
+stored and reported as it ends, with the hash of its content as data version and the versions of its inputs as
+provenance. A failed cell is reported, and the others are kept.
 
 Why: docs/decisions/0001-many-cells-one-run.md
 Why: docs/decisions/0020-automation-goes-by-content.md
@@ -46,7 +46,7 @@ from resources.store import Cell, CellStore, StoredCell, StoreResource
 from resources.tracking.backlog import TrackedRun, tracked_run
 from resources.tracking.resource import Tracking
 
-# The resource that loads the values of cells; a user's own assets keep the manager that they have.
+# The resource that loads the values of cells. Assets that users add keep their own IO manager.
 IO_MANAGER = "stored_cells"
 
 
@@ -72,22 +72,22 @@ def cell_asset(
     """An asset of an experiment.
 
     Args:
-        spec: the experiment; its name is the asset's prefix and group.
-        name: the asset's name below the prefix.
-        compute: makes one cell.
+        spec: the experiment. Its name is the prefix and group of the asset.
+        name: name of the asset below the prefix.
+        compute: computes one cell.
         description: what the asset is, in Markdown.
-        dimensions: what it is partitioned by, in the order of the alphabet.
-        family: of the attacks that the dimension `attack` holds.
-        deps: assets of the same experiment that it is made from, by name or as `AssetDep` with a full key.
-        kinds: shown as icons; beside them, of an asset whose last part does not tell, what it is.
-        columns: column -> description, for a table.
-        pool: the pool its steps run in, for those that train or attack; they ask their executor for a GPU.
-        params: from a partition to the parameters logged to MLflow; an asset without them has no MLflow run.
-        code_version: raised when the computation changes, so that what it made before becomes stale.
-        seeded: whether it draws with the seed of the experiment, and is stale where that is edited.
-        edits: whether automation asks for it when its declaration is edited, and not only when its inputs change.
-        checks: on this asset; every `CellResult` holds a result for each.
-        reusable: for cells of registered versions that may be taken over from one with the same bytes: their inputs.
+        dimensions: what it is partitioned by, in alphabetical order.
+        family: family of the attacks in the dimension `attack`.
+        deps: inputs from the same experiment, by name or as `AssetDep` with a full key.
+        kinds: shown as icons. The role of an asset of a defence or a branch is added.
+        columns: description of each column, for a table.
+        pool: pool of the steps that train or attack. They ask their executor for a GPU.
+        params: function from a partition to the parameters logged to MLflow. Without it, there is no MLflow run.
+        code_version: raise it when the computation changes, so that earlier results become stale.
+        seeded: whether it uses the seed of the experiment, and becomes stale when the seed is edited.
+        edits: whether automation recomputes it when its declaration is edited, not only when its inputs change.
+        checks: checks on this asset. Every `CellResult` holds a result for each.
+        reusable: inputs of cells of registered versions that can be copied from a version with the same bytes.
     """
     asset_spec = dg.AssetSpec(
         key=asset_key(spec, name),
@@ -128,13 +128,13 @@ def cell_asset(
             try:
                 with ExitStack() as stack:
                     facts = dict(params(cell.partition)) if params else {}
-                    # The partition stands in the tags of the run: it is told with the numbers, in one request.
+                    # The partition is already in the tags of the run: log it with the metrics, in one request.
                     late = facts if facts == dict(cell.partition) else {}
                     if params:
                         run = _tracked(stack, tracking, cells, context, cell, params={} if late else facts)
                     guard = functools.partial(refuse_ended_run, context)
                     versions = functools.partial(context.instance.get_dynamic_partitions, registered)
-                    own = CellContext(
+                    cell_context = CellContext(
                         spec,
                         cell,
                         cells,
@@ -146,7 +146,7 @@ def cell_asset(
                         _reporter(context),
                         versions,
                     )
-                    result = compute(_with_twin(own, reusable or {}, code_version, context.instance))
+                    result = compute(_with_twin(cell_context, reusable or {}, code_version, context.instance))
                     if run and (result.metrics or result.tags or late):
                         run.log_metrics(result.metrics, result.step, tags=result.tags, params=late)
             except Exception as error:
@@ -162,8 +162,8 @@ def cell_asset(
                 yield from (evaluation(context, check, key) for check in result.checks)
                 reasons = "; ".join(str(check.description) for check in blocking)
                 if len(keys) == 1:
-                    raise dg.Failure(f"{cell}: blocking checks have failed: {reasons}")
-                failures[cell.path] = f"blocking checks have failed: {reasons}"
+                    raise dg.Failure(f"{cell}: blocking checks failed: {reasons}")
+                failures[cell.path] = f"blocking checks failed: {reasons}"
                 continue
             assert result.stored is not None
             yield dg.AssetMaterialization(
@@ -179,40 +179,40 @@ def cell_asset(
                 f"{len(failures)} of {len(keys)} cells of {asset} failed, the others are kept",
                 metadata={path: dg.MetadataValue.text(reason) for path, reason in failures.items()},
             )
-        own, *of_checks = context.op_execution_context.op_def.output_defs
-        yield dg.Output(None, output_name=own.name, metadata=NO_FURTHER_EVENT)
-        # The results of the checks were reported cell by cell.
-        yield from (dg.Output(None, output_name=check.name) for check in of_checks)
+        asset_output, *check_outputs = context.op_execution_context.op_def.output_defs
+        yield dg.Output(None, output_name=asset_output.name, metadata=NO_FURTHER_EVENT)
+        # Check results were already reported cell by cell.
+        yield from (dg.Output(None, output_name=output.name) for output in check_outputs)
 
     return materialize
 
 
 def _with_twin(cell: CellContext, inputs: Inputs, code_version: str, instance: dg.DagsterInstance) -> CellContext:
-    """The same with a cell to be taken over, where there is one: see `assets/reuse.py`."""
+    """The same context, with a cell of the same bytes to copy if there is one. See `assets/reuse.py`."""
     if not cell.spec.branch or not inputs:
         return cell
     recipe = recipe_of(cell, inputs, code_version)
     twin = twin_of(cell, recipe, instance)
     if twin:
-        cell.log(f"{cell.cell} is taken over from {twin.cell}, of the same bytes")
+        cell.log(f"{cell.cell} is copied from {twin.cell}, which has the same bytes")
         if cell.tracking:
             cell.tracking.log_tags({"taken_over_from": twin.cell.partition[ARCHITECTURE]})
     return replace(cell, facts={RECIPE: recipe}, twin=twin)
 
 
 def _role(spec: ExperimentSpec, name: str) -> set[str]:
-    """What an asset of a defence or a branch is: Dagster's lineage shows the last part of a key alone, and kinds."""
-    what = name.rpartition("/")[0] or spec.branch
-    return {what} if what else set()
+    """The role of an asset of a defence or a branch. Dagster's lineage shows only the last part of a key, and kinds."""
+    role = name.rpartition("/")[0] or spec.branch
+    return {role} if role else set()
 
 
 def _automation(*, edits: bool) -> dg.AutomationCondition:
-    """Compute a cell when it goes missing, when what it is declared by is edited, or what it is made from has changed.
+    """Compute a cell when it goes missing, when its declaration is edited, or when an input has changed.
 
-    By content: an input that was computed again with the same value changes nothing. What fails is tried again when
-    something changes, not at every tick. What goes over all cells waits until they are there.
+    Changes are judged by content: an input that was computed again with the same value changes nothing. A failed cell
+    is retried when something changes, not at every tick. An asset that reads all cells waits until they exist.
     """
-    condition: Any = dg.AutomationCondition  # its generics do not combine
+    condition: Any = dg.AutomationCondition  # its generic types do not combine
     changed = (
         condition.newly_missing()
         | (condition.initial_evaluation() & condition.missing())
@@ -237,7 +237,7 @@ def _tracked(
     *,
     params: Mapping[str, Any],
 ) -> TrackedRun:
-    """The MLflow run of a cell; a cell never fails for it."""
+    """The MLflow run of a cell. A cell never fails because of MLflow."""
     experiment, asset = cell.asset.split("/", 1)
     tags = {"asset": cell.asset, "dagster_run_id": context.run_id, **cell.partition}
     if key := partition_key_of(cell.partition):
@@ -261,7 +261,7 @@ def _metadata(result: CellResult, store: CellStore, run: TrackedRun | None, seco
     if "rows" in result.stored.manifest.attributes:
         metadata["dagster/row_count"] = result.stored.manifest.attributes["rows"]
     if run and run.why:
-        metadata["mlflow"] = "waiting: `dioptra-assets mlflow-backlog` tells it what it could not be told"
+        metadata["mlflow"] = "waiting: run `dioptra-assets mlflow-backlog` once MLflow is back"
     if run and run.run_id:
         metadata["mlflow_run"] = dg.MetadataValue.url(
             run.url or f"{settings.mlflow_ui()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"

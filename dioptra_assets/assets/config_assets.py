@@ -28,11 +28,11 @@ CONFIGS: dict[Family, tuple[str, str]] = {
 
 
 class ConfigChangedError(RuntimeError):
-    """An experiment file says something else than the config that was materialized."""
+    """An experiment file differs from the config that was materialized."""
 
 
 def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
-    """`architecture_config` and one such asset a family of attacks; each cell's version is the hash of its entry."""
+    """`architecture_config`, and one such asset per family of attacks. A cell's version is the hash of its entry."""
 
     def config(
         name: str, dimension: str, configs: Mapping[str, BaseModel], what: str, family: Family = "evasion"
@@ -44,8 +44,8 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             name,
             compute,
-            description=f"{what}, as the experiment file gives it. Materialize it after editing the file: its cells"
-            " downstream then become stale, and no others.",
+            description=f"{what}, as declared in the experiment file. Materialize it after editing the file: then only"
+            " its cells downstream become stale.",
             dimensions=(dimension,),
             family=family,
             kinds={"yaml"},
@@ -63,7 +63,7 @@ def config_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
 
 
 def publish_config(cell: CellContext, document: Mapping[str, Any]) -> CellResult:
-    """A config, stored as the cell's value and shown in the UI."""
+    """Store a config as the value of the cell and show it in the UI."""
     stored = write_config(cell.destination, document)
     return CellResult(stored, {"config": dg.MetadataValue.json(dict(document))})
 
@@ -72,7 +72,7 @@ def read_recipe(cell: CellContext, architecture: str) -> TrainingRecipe:
     """The training recipe that was materialized.
 
     Raises:
-        ConfigChangedError: when the experiment file now says something else.
+        ConfigChangedError: the experiment file differs now.
     """
     stored = TrainingRecipe.model_validate(read_config(cell.read(ARCHITECTURE_CONFIG, **{ARCHITECTURE: architecture})))
     _refuse_change(cell, ARCHITECTURE_CONFIG, architecture, stored, cell.spec.architectures[architecture])
@@ -80,10 +80,10 @@ def read_recipe(cell: CellContext, architecture: str) -> TrainingRecipe:
 
 
 def read_attack(cell: CellContext, attack: str, family: Family = "evasion") -> Any:
-    """The attack config that was materialized, of the type that its family has.
+    """The attack config that was materialized, in the type of its family.
 
     Raises:
-        ConfigChangedError: when the experiment file now says something else.
+        ConfigChangedError: the experiment file differs now.
     """
     name, _ = CONFIGS[family]
     stored = attack_of(read_config(cell.read(name, **{ATTACK: attack})), family)
@@ -92,7 +92,7 @@ def read_attack(cell: CellContext, attack: str, family: Family = "evasion") -> A
 
 
 def _refuse_change(cell: CellContext, asset: str, key: str, stored: BaseModel, declared: BaseModel) -> None:
-    """What a cell is made from must be what its lineage says: the config that was materialized."""
+    """Refuse a changed config: a cell must be made from what its lineage says, the materialized config."""
     if stored == declared:
         return
     old, new = stored.model_dump(), declared.model_dump()

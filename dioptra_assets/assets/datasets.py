@@ -21,7 +21,7 @@ NAMED = 10  # images in both, in the sentence of the check
 
 
 def dataset_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
-    """`training_set`, where anything is trained, and `testing_set`, from the data source."""
+    """`testing_set` and, if anything is trained, `training_set`, from the data source."""
     facts = spec.source.model_dump(mode="json")
     source = facts["source"]
     # Another source, or another parameter of it, makes the sets stale.
@@ -47,7 +47,7 @@ def _check_spec(spec: ExperimentSpec, split: Split) -> dg.AssetCheckSpec:
     return dg.AssetCheckSpec(
         CHECK,
         asset=asset_key(spec, f"{split}_set"),
-        description="No image, pixel by pixel, is in the training set and in the testing set.",
+        description="No image is in both the training set and the testing set, compared pixel by pixel.",
     )
 
 
@@ -66,7 +66,7 @@ def _store(cell: CellContext, split: Split) -> CellResult:
 
 
 def _fingerprinted(image_set: ImageSet, seen: dict[bytes, str]) -> Iterator[ImageBatch]:
-    """The images of a set, and the digest of each one's pixels with its id for whoever asks."""
+    """The images of a set, with a record of the digest of each image's pixels."""
     for batch in image_set.batches(BATCH_SIZE):
         for image, image_id in zip(np.ascontiguousarray(batch.images), batch.index["image_id"], strict=True):
             seen[hashlib.blake2b(image.tobytes(), digest_size=16).digest()] = str(image_id)
@@ -74,7 +74,7 @@ def _fingerprinted(image_set: ImageSet, seen: dict[bytes, str]) -> Iterator[Imag
 
 
 def _no_image_in_both(cell: CellContext, split: Split, seen: Mapping[bytes, str]) -> list[dg.AssetCheckResult]:
-    """Whether images of one split are in the other, where that is there; whichever comes second judges both."""
+    """Check whether images of one split are in the other, if that exists. The split made second judges both."""
     other: Split = "testing" if split == "training" else "training"
     stored = cell.store.find(cell.input_cell(f"{other}_set"))
     if stored is None:
@@ -105,7 +105,7 @@ def _result(cell: CellContext, split: Split, both: int, said: str) -> dg.AssetCh
 
 
 def image_set_metadata(image_set: ImageSet) -> dict[str, object]:
-    """What the UI shows of a set: a grid of its images, its size and its classes."""
+    """What the UI shows for a set: a grid of images, the image size and the classes."""
     height, width, channels = image_set.image_shape
     counts = image_set.index["label"].value_counts().sort_index()
     classes = "\n".join(

@@ -1,4 +1,4 @@
-"""Preprocessing defences: what stands behind each, one group of assets a defence.
+"""Preprocessing defences: one group of assets per defence.
 
 Why: docs/decisions/0012-defence-rows-of-the-attacked-model.md
 """
@@ -36,12 +36,12 @@ def defended_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
 
 
 def model_behind(defence: Defence, name: str) -> str:
-    """The asset of the models that stand behind a defence: fitted on defended images where it says so."""
+    """The asset of the models behind a defence, fitted on defended images if the defence applies to fitting."""
     return f"defended_model/{name}" if defence.apply_fit else "model"
 
 
 def testing_set_behind(defence: Defence, name: str) -> str:
-    """The asset of the testing images as a model behind a defence sees them."""
+    """The asset of the testing images as seen by a model behind a defence."""
     return f"defended_testing_set/{name}" if defence.apply_predict else "testing_set"
 
 
@@ -105,7 +105,7 @@ def _defence_assets(spec: ExperimentSpec, name: str, defence: Defence) -> list[d
                 cell.read(model, **cell.cell.partition),
                 read_image_set(cell.read(testing_set_behind(defence, name))),
             ),
-            description=f"What each model says of every untouched testing image behind {what}.",
+            description=f"Predictions of each model on every clean testing image behind {what}.",
             dimensions=(ARCHITECTURE,),
             deps=[model, testing_set_behind(defence, name)],
             kinds={"pandas"},
@@ -120,7 +120,7 @@ def _defence_assets(spec: ExperimentSpec, name: str, defence: Defence) -> list[d
 
 
 def defend_cell(cell: CellContext, defence: Defence, image_set: ImageSet, *, training: bool = False) -> CellResult:
-    """Defend a set and store it: as images to be predicted, or as training data."""
+    """Defend a set and store it, as images to predict or as training data."""
     n = len(defended_training_set(defence, image_set, seed=cell.seed)) if training else len(image_set)
     stored = write_image_set(
         cell.destination,
@@ -146,7 +146,7 @@ def _fitted_assets(spec: ExperimentSpec, name: str, defence: Defence, code_versi
             spec,
             f"defended_training_set/{name}",
             lambda cell: defend_cell(cell, defence, read_image_set(cell.read("training_set")), training=True),
-            description=f"The training set behind {what}: what `defended_model/{name}` is fitted on.",
+            description=f"The training set behind {what}, on which `defended_model/{name}` is fitted.",
             deps=["training_set"],
             kinds={"numpy"},
             params=lambda _: attack_document(defence),

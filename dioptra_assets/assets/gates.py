@@ -35,8 +35,8 @@ def _gate_asset(spec: ExperimentSpec, family: Family) -> dg.AssetsDefinition:
         spec,
         name,
         partial(_judge, family=family, gates=gates),
-        description="Whether the numbers of a model reach what was asked of them. Numbers that failed their sanity"
-        " checks do not.\n" + "\n".join(f"- `{gate.rule}` ({gate.severity})" for gate in gates),
+        description="Whether the results of a model meet these rules. Results that failed their sanity checks do not.\n"
+        + "\n".join(f"- `{gate.rule}` ({gate.severity})" for gate in gates),
         dimensions=dimensions,
         family=family,
         deps=[f"{family}_metrics", *([MODEL_SANITY] if family == "evasion" else [])],

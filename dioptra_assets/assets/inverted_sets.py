@@ -1,4 +1,4 @@
-"""Model inversion: a picture of every class, reconstructed from a model alone, and how near it comes."""
+"""Model inversion: one image per class, reconstructed from the model alone, and how close it comes to the class."""
 
 import dagster as dg
 
@@ -41,8 +41,8 @@ def inverted_set_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "inverted_set",
             _invert,
-            description="One picture a class: what the model takes for it, found by gradient descent from a start that"
-            " the config declares.",
+            description="One image per class, found by gradient descent on the model from the start image that the"
+            " config declares.",
             dimensions=cells,
             family="inversion",
             deps=[INVERSION_CONFIG, "model", "training_set"],

@@ -65,8 +65,8 @@ def keyed_config_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         spec,
         KEYED_CONFIG,
         compute,
-        description="What each short key, `fgm@config=DIGEST`, stands for: the whole config, or image set, that fits no"
-        " partition key. A job writes it before it makes anything of that key; materializing it again checks it.",
+        description="What each short key, `fgm@config=DIGEST`, stands for: a config or image set too long for a"
+        " partition key. A job stores it before it uses the key. Materializing it again checks it.",
         dimensions=(CONFIG_KEY,),
         kinds={"yaml"},
     )

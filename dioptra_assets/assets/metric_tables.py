@@ -46,9 +46,9 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "evasion_examples",
             _examples,
-            description="One row per image and target model: what the attack on this architecture did to each image, as"
-            " every model of the experiment sees it, and as this one sees it behind each defence: oblivious and"
-            " adaptive. Every number is computed from these rows.",
+            description="One row per image and target model: the effect of the attack on this architecture, as seen by"
+            " every model of the experiment, and by this model behind each defence (oblivious and adaptive). Every rate"
+            " is computed from these rows.",
             dimensions=(ARCHITECTURE, ATTACK),
             deps=[
                 "adversarial_set",
@@ -75,8 +75,8 @@ def metric_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "evasion_metrics",
             _metrics,
-            description="Accuracy, attack success and distances of one attack on one architecture, for every target"
-            " model, each rate with its 95 % interval.",
+            description="Accuracy, attack success rate and distances of one attack on one architecture, for every"
+            " target model. Each rate has a 95 % interval.",
             dimensions=(ARCHITECTURE, ATTACK),
             deps=["evasion_examples"],
             kinds={"pandas"},
@@ -137,7 +137,7 @@ def _examples(cell: CellContext) -> CellResult:
 
 
 def _taken_over(cell: CellContext, twin: StoredCell) -> CellResult:
-    """The rows of the same bytes under another version, under the name of this one."""
+    """Copy the rows of another version with the same bytes, under the name of this version."""
     version = cell.cell.partition[ARCHITECTURE]
     table = read_table(twin).assign(source=version, target=version)
     stored = write_table(cell.destination, table, attributes=twin.manifest.attributes)

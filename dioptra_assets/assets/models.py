@@ -40,8 +40,8 @@ def model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "model",
             _train,
-            description="A trained classifier: pixels in [0, 1] to logits, normalisation inside. Its version is the"
-            " hash of its weights.",
+            description="A trained classifier from pixels in [0, 1] to logits, normalisation included. Its version is"
+            " the hash of its weights.",
             dimensions=(ARCHITECTURE,),
             deps=[ARCHITECTURE_CONFIG, _images_of_models(spec)],
             kinds={"tensorflow"},
@@ -59,8 +59,8 @@ def clean_predictions_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         spec,
         "clean_predictions",
         _predict,
-        description="What each model says of every untouched testing image. Computed once a model: every attack on"
-        " it, and every transfer to it, is measured against these.",
+        description="Predictions of each model on every clean testing image. Computed once per model: every attack on"
+        " it and every transfer to it is measured against these.",
         dimensions=(ARCHITECTURE,),
         deps=["model", "testing_set"],
         kinds={"pandas"},

@@ -53,8 +53,8 @@ def poisoning_table_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "poisoning_examples",
             _examples,
-            description="One row per testing image, model and defence: what the poisoned model and the clean control"
-            " beside it make of the image without and with the trigger.",
+            description="One row per testing image, model and defence: predictions of the poisoned model and of the"
+            " clean control, without and with the trigger.",
             dimensions=cells,
             family="poisoning",
             deps=[POISONING_CONFIG, "poisoned_model", "model", "testing_set", "triggered_testing_set", *behind],

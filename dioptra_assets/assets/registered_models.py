@@ -70,7 +70,7 @@ def registered_model_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         branch,
         "model",
         _fetch,
-        description="A version of a registered model, copied from MLflow without running anything it brings.",
+        description="A version of a registered model, copied from MLflow without running any code it contains.",
         dimensions=(ARCHITECTURE,),
         deps=["testing_set"],
         kinds={"mlflow", "tensorflow"},
@@ -233,7 +233,7 @@ def _faults(model: Any, images: ImageSet) -> dict[str, str]:
     gives = tuple(model.output_shape) if isinstance(model.output_shape, tuple) else ()
     if len(gives) != 2 or gives[1] != classes:
         return {
-            "gives_logits": f"it gives {gives[1:] or model.output_shape} numbers an image, there are {classes} classes"
+            "gives_logits": f"it gives {gives[1:] or model.output_shape} numbers per image, expected {classes} logits"
         }
     pixels, labels = images.images(np.arange(min(LOOKED_AT, len(images)))), images.labels[:LOOKED_AT]
     logits = logits_of(model, pixels)

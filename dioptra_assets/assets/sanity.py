@@ -62,9 +62,8 @@ def model_sanity_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         spec,
         MODEL_SANITY,
         _check_model,
-        description="Whether the attacks on one model behave as attacks that work do, attack by attack, as far as that"
-        " can be told from this model alone. Where a check fails the attack is weak, its robust accuracy is too high,"
-        " and no gate passes on it.",
+        description="Whether the attacks on one model behave as working attacks do, as far as one model alone can show."
+        " If a check fails, the attack is weak, its robust accuracy is too high, and no gate passes on it.",
         dimensions=(ARCHITECTURE,),
         deps=["adversarial_set", "evasion_examples", "evasion_metrics", "model", "testing_set", *behind],
         kinds={"pandas"},
@@ -92,8 +91,8 @@ def sanity_asset(spec: ExperimentSpec) -> dg.AssetsDefinition:
         spec,
         "sanity",
         _check,
-        description="Whether the attacks behave as attacks that work do, over all models. A check that fails says that"
-        " an attack is weak, so that the robust accuracies are too high.",
+        description="Whether the attacks behave as working attacks do, over all models. If a check fails, an attack is"
+        " weak and the robust accuracies are too high.",
         deps=["evasion_metrics", MODEL_SANITY, "testing_set"],
         kinds={"pandas"},
         columns=SANITY_COLUMNS,

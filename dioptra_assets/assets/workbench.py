@@ -44,7 +44,7 @@ def workbench_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
             spec,
             "predictions",
             predict,
-            description="What any model says of every image of any stored set.",
+            description="Predictions of any model on every image of any stored set.",
             dimensions=(ARCHITECTURE, IMAGE_SET),
             deps=["model", every(spec, "defended_set"), *sets],
             kinds={"pandas"},

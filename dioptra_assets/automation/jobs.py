@@ -39,7 +39,7 @@ def nightly_job(
 
     @dg.op(
         name=NIGHTLY_OP,
-        config_schema={"experiment": dg.Field(str, description="Name of an experiment that is declared.")},
+        config_schema={"experiment": dg.Field(str, description="Name of a declared experiment.")},
     )
     def attack_again(context: dg.OpExecutionContext, store: StoreResource, tracking: Tracking) -> None:
         spec, instance, definitions = specs(context.op_config["experiment"]), context.instance, load()
@@ -63,14 +63,14 @@ def nightly_job(
         if done.failed:
             reasons = "; ".join(f"{cell}: {reason}" for cell, reason in done.failed.items())
             raise dg.Failure(
-                f"{spec.name}: {len(done.failed)} cells failed, {len(done.skipped)} made from them were not tried:"
+                f"{spec.name}: {len(done.failed)} cells failed, {len(done.skipped)} downstream of them were not tried:"
                 f" {reasons}",
                 allow_retries=False,
             )
 
     @dg.job(
         name=NIGHTLY_JOB,
-        description="Compute what is missing or stale of an experiment.",
+        description="Compute every missing or stale cell of an experiment.",
         executor_def=dg.in_process_executor,
     )
     def job() -> None:

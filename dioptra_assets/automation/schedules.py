@@ -19,7 +19,7 @@ def nightly_schedule(spec: ExperimentSpec) -> dg.ScheduleDefinition:
         cron_schedule=spec.schedule,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Computes what is missing or stale of {spec.name}, registered models included.",
+        description=f"Computes every missing or stale cell of {spec.name}, registered models included.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         if before := unfinished_night(context.instance, spec.name):

@@ -92,5 +92,5 @@ def automation_sensor(spec: ExperimentSpec) -> dg.AutomationConditionSensorDefin
         f"{spec.name}_automation",
         target=dg.AssetSelection.groups(spec.name),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Computes what is missing or stale of {spec.name}.",
+        description=f"Computes every missing or stale cell of {spec.name}.",
     )

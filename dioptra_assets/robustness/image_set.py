@@ -138,12 +138,14 @@ class ImageSet:
         if isinstance(rows, slice):
             return self._of(np.arange(len(self))[rows])
         if isinstance(rows, tuple) or (np.ndim(rows) == 0 and not np.issubdtype(np.asarray(rows).dtype, np.integer)):
-            raise IndexError(f"{self.name}: {rows!r} is no row; of pixels ask `np.asarray(image_set)[...]`")
+            raise IndexError(f"{self.name}: {rows!r} is not a row; for pixels use `np.asarray(image_set)[...]`")
         if np.ndim(rows) == 0:
             return self.images([rows])[0]
         positions = self._positions(rows)
         if len(np.unique(positions)) < len(positions):
-            raise IndexError(f"{self.name}: a row is asked for twice, a set holds each once; `images(rows)` repeats")
+            raise IndexError(
+                f"{self.name}: a row is given twice, a set holds each row once; use `images(rows)` to repeat rows"
+            )
         return self._of(positions)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -169,7 +171,7 @@ class ImageSet:
         kept = np.ones(len(self), bool)
         for column, wanted in columns.items():
             if column not in self.index:
-                raise LookupError(f"{self.name} has no column {column!r}, it has {', '.join(map(str, self.index))}")
+                raise LookupError(f"{self.name} has no column {column!r}, available: {', '.join(map(str, self.index))}")
             values = list(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else [wanted]
             if column == "label":
                 values = [self._label(value) for value in values]
@@ -357,7 +359,7 @@ def check_index(index: pd.DataFrame, class_names: Sequence[str], name: str) -> N
     if not text.all():
         raise ValueError(f"{name}: image id {ids[~text].tolist()[0]!r} is not text")
     if ids.duplicated().any():
-        raise ValueError(f"{name}: image id {ids[ids.duplicated()].iloc[0]!r} stands twice in the index")
+        raise ValueError(f"{name}: image id {ids[ids.duplicated()].iloc[0]!r} appears twice in the index")
     if not pd.api.types.is_integer_dtype(index["label"]) or index["label"].isna().any():
         raise ValueError(f"{name}: labels must be whole numbers, one for each image; they are {index['label'].dtype}")
     labels = index["label"].to_numpy(np.int64)

@@ -467,7 +467,7 @@ def test_a_failed_check_blocks_the_report_until_it_is_but_a_warning(
             entry.dagster_event for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
         ]
     (reason,) = [step.step_failure_data.user_failure_data.description for step in steps if step]  # type: ignore[union-attr]
-    assert reason and reason.startswith("tiny/sanity: blocking checks have failed: ") and CHECKS[broken] in reason
+    assert reason and reason.startswith("tiny/sanity: blocking checks failed: ") and CHECKS[broken] in reason
     assert evaluation_of(lab, broken).severity == dg.AssetCheckSeverity.ERROR
     assert not evaluation_of(lab, broken).passed
 

@@ -176,7 +176,7 @@ def test_the_command_says_what_is_not_an_experiment_and_what_asks_nothing(
 @pytest.mark.parametrize(
     ("gates", "said"),
     [
-        (["robust_accuracy > 1"], "is not understood, a gate is"),
+        (["robust_accuracy > 1"], "cannot be read, a gate is"),
         ([EASY, EASY], "the rule is given twice"),
         (
             ["robust_accuracy >= 0.5 for pgd"],

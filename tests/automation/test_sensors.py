@@ -137,7 +137,7 @@ class Shouting(keras.layers.Layer):
         (lambda m: keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]),
          "it takes images of (4, 4, 1), these are (8, 8, 1)"),
         (lambda m: keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(7)]),
-         "it gives (7,) numbers an image, there are 10 classes"),
+         "it gives (7,) numbers per image, expected 10 logits"),
         (lambda m: keras.Sequential([m, keras.layers.Softmax()]), "it gives probabilities: leave the softmax out"),
         (lambda m: keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), m]),
          "put `keras.layers.Rescaling(255)` in front of it"),

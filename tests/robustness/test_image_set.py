@@ -58,7 +58,7 @@ def test_a_set_says_how_large_it_is():
     ("change", "message"),
     [
         ({"label": None}, "a set: the index has no column ['label']"),
-        ({"image_id": ["a", "b", "a"]}, "a set: image id 'a' stands twice in the index"),
+        ({"image_id": ["a", "b", "a"]}, "a set: image id 'a' appears twice in the index"),
         ({"image_id": [1, 2, 3]}, "a set: image id 1 is not text"),
         ({"image_id": ["a", None, "c"]}, "a set: image id None is not text"),
         ({"label": [0, 2, 1]}, "a set: labels reach from 0 to 2, but 2 classes are named"),
@@ -152,7 +152,7 @@ def test_a_set_is_indexed_as_numpy_is(rows: Any, as_array: bool):
     if not isinstance(rows, slice) and np.ndim(rows):
         assert np.array_equal(source.images(rows), whole[positions])
     if np.size(positions) > len(np.unique(positions)):
-        with pytest.raises(IndexError, match=r"a row is asked for twice"):
+        with pytest.raises(IndexError, match=r"a row is given twice"):
             source[rows]
         return
     assert np.array_equal(np.asarray(source[rows]), whole[positions])
@@ -194,7 +194,7 @@ def test_rows_are_chosen_by_what_the_index_says():
     assert [*source.where(label="zero", image_id=["000002", "000003"]).index["image_id"]] == ["000002"]
     with pytest.raises(LookupError, match="a set has no class 'two', available: zero, one"):
         source.where(label="two")
-    with pytest.raises(LookupError, match="a set has no column 'class', it has image_id, label"):
+    with pytest.raises(LookupError, match="a set has no column 'class', available: image_id, label"):
         source.where(**{"class": 1})
 
 

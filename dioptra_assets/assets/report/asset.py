@@ -64,7 +64,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
                 spec,
                 "transfer_matrix",
                 _transfer_matrix,
-                description="Every model on the images that were made on every model, attack by attack.",
+                description="Robust accuracy of every model on the adversarial images made on every model, per attack.",
                 deps=["evasion_metrics"],
                 kinds={"pandas"},
                 columns={name: METRIC_COLUMNS[name] for name in _transfer_columns()},
@@ -78,7 +78,7 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
                 spec,
                 "security_curves",
                 _security_curves,
-                description="Robust accuracy against eps, from the untouched set upwards.",
+                description="Robust accuracy against eps, starting with the clean set.",
                 deps=["evasion_metrics"],
                 kinds={"pandas"},
                 columns=CURVE_COLUMNS,
@@ -115,8 +115,8 @@ def report_assets(spec: ExperimentSpec) -> list[dg.AssetsDefinition]:
         spec,
         "report",
         _report,
-        description="One self-contained page: threat models, results with intervals, pictures, how to repeat it. Beside"
-        " it the same as JSON, a CycloneDX model card of the models, and a Croissant record of the image sets.",
+        description="One self-contained page: threat models, results with intervals, pictures, and how to reproduce"
+        " them. The same is stored beside it as JSON, with a CycloneDX model card and a Croissant record.",
         deps=[
             *(name for name, exists in tables.items() if exists),
             *(f"{family}_gate" for family in gated_families(spec)),

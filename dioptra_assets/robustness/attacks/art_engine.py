@@ -177,7 +177,7 @@ def _generate(attack: Any, images: np.ndarray, labels: np.ndarray, position: int
         return attack.generate(x=images, y=labels)
     except ValueError as error:  # such as numbers that its parameters and this model together make too large
         raise ValueError(
-            f"{type(attack).__name__} gives up at image {position}: {error} Change its parameters."
+            f"{type(attack).__name__} gave up at image {position}: {error} Change its parameters."
         ) from error
 
 

@@ -159,7 +159,7 @@ class SearchAttack(Attack, frozen=True, extra="forbid"):
         held += 4 * int(changes.levels.prod()) if changes.few() else 0
         if held > 16 * MOST_BYTES:
             raise ValueError(
-                f"{self.method} with es {self.es} searches {members} candidates of {numbers} numbers an image, which "
+                f"{self.method} with es {self.es} searches {members} candidates of {numbers} numbers per image, which "
                 f"takes {held / 2**30:.0f} GB: set es to 0, or population to at most "
                 f"{max(5, 16 * MOST_BYTES // (20 * numbers))}"
             )

@@ -98,7 +98,7 @@ def _open(stream: IO[bytes], max_pixels: int) -> "PillowImage":
         raise DataError(f"declares {image.width:,} x {image.height:,} pixels, more than max_pixels = {max_pixels:,}")
     # Pillow cuts 16 bits of RGB to 8 without a word, so the depth is read from the file itself.
     if image.format == "PNG" and head[24] == 16:
-        raise DataError("has 16 bits a channel: save it with 8")
+        raise DataError("has 16 bits per channel: save it with 8")
     if image.format == "PNG" and getattr(image, "is_animated", False):
         raise DataError("is an animated PNG: save one frame")
     if image.mode not in MODES:

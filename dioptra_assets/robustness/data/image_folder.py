@@ -134,7 +134,7 @@ class ImageFolderSource(DataSource, frozen=True):
         folders = {name: _class_folders(root, name) for name in get_args(Split)}
         chosen = folders[split]
         if chosen is None:
-            raise DataError(f"{root}: there is no folder {split}/ with one folder a class in it")
+            raise DataError(f"{root}: there is no folder {split}/ with one folder per class in it")
         class_names = self._class_names(root, folders)
         paths: list[Path] = []
         labels: list[int] = []
@@ -219,7 +219,7 @@ def _root(directory: Path) -> Path:
     found = None if ".." in directory.parts else local_data(str(directory))
     if found is None:
         raise DataError(
-            f"{directory}: is no folder of {Path.cwd()}, nor of the data that the environment variable"
+            f"{directory}: is not a folder in {Path.cwd()}, nor in the data folder that the environment variable"
             f" {DATA_VARIABLE} names; give `directory` in full, or set the variable to the folder that holds it"
         )
     for path in (found, *found.parents[: len(directory.parts) - 1]):
@@ -285,7 +285,7 @@ def _class_folders(root: Path, split: Split) -> dict[str, Path] | None:
     entries = _entries(root, folder)
     for path in entries:
         if not path.is_dir():
-            raise DataError(f"{path}: is not a class folder; images stand in {split}/CLASS/")
+            raise DataError(f"{path}: is not a class folder; images belong in {split}/CLASS/")
     return {path.name: path for path in entries}
 
 

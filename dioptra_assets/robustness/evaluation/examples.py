@@ -181,7 +181,7 @@ def check_examples(examples: pd.DataFrame, classes: int, seed: int) -> None:
     doubled = table[table.duplicated(["image_id", *KEYS])]
     if len(doubled):
         first = " | ".join(map(str, doubled[["image_id", *KEYS]].iloc[0]))
-        raise ValueError(f"example table: {len(doubled)} rows stand twice, first {first}")
+        raise ValueError(f"example table: {len(doubled)} rows appear twice, first {first}")
     if len(table.drop_duplicates(["image_id", "label"])) != table["image_id"].nunique():
         raise ValueError("example table: one image has two labels")
     for (source, attack), cell in table.groupby(["source", "attack"], sort=False):

@@ -167,7 +167,7 @@ def parse_gate(rule: str, severity: Severity = "block") -> Gate:
     """
     found = _RULE.fullmatch(rule.strip())
     if not found:
-        raise ValueError(f"{rule!r} is not understood, a gate is {FORMS}")
+        raise ValueError(f"{rule!r} cannot be read, a gate is {FORMS}")
     known = sorted({metric for metrics in METRICS.values() for metric in metrics})
     if found["metric"] not in known:
         raise ValueError(f"{rule!r}: there is no metric {found['metric']!r}, available: {', '.join(known)}")
@@ -188,9 +188,9 @@ def _number(rule: str, text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{rule!r}: {text!r} is no number") from None
+        raise ValueError(f"{rule!r}: {text!r} is not a number") from None
     if not math.isfinite(number):
-        raise ValueError(f"{rule!r}: {text!r} is no number")
+        raise ValueError(f"{rule!r}: {text!r} is not a number")
     return number
 
 

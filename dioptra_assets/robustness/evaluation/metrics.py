@@ -318,8 +318,8 @@ def security_curve(
     if clean.duplicated(curve).any():
         attacks = clean.loc[clean.duplicated(curve, keep=False), "attack"].tolist()
         raise ValueError(
-            f"security curve: the clean accuracies beside {attacks} differ, so they were measured on other models or "
-            f"images: materialize these cells anew"
+            f"security curve: the clean accuracies beside {attacks} differ, so they were measured on different models "
+            f"or images: materialize these cells again"
         )
     parts = [
         part.assign(robust_accuracy=part[rate], low=part[f"{rate}_low"], high=part[f"{rate}_high"])
@@ -343,4 +343,4 @@ def _refuse_doubled(table: Any, keys: list[str], what: str) -> None:
     doubled = table[table.duplicated(keys)]
     if len(doubled):
         first = " | ".join(map(str, doubled[keys].iloc[0]))
-        raise ValueError(f"{what}: {first} stands twice, in a table of the seeds {sorted(set(table['seed']))}")
+        raise ValueError(f"{what}: {first} appears twice, in a table of the seeds {sorted(set(table['seed']))}")

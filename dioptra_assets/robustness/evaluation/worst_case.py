@@ -69,7 +69,7 @@ class WorstCase:
                 self._standing[key], self._clean[key] = right & clean, clean
             elif not clean.equals(self._clean[key].reindex(clean.index)) or len(clean) != len(self._clean[key]):
                 raise ValueError(
-                    f"{source}|{attack} on {target}: was evaluated on other images, or another model, than"
+                    f"{source}|{attack} on {target}: was evaluated on different images, or a different model, than"
                     f" {', '.join(self._attacks[key])}: materialize the stale cells first"
                 )
             else:

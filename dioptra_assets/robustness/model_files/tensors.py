@@ -29,12 +29,12 @@ def check_tensors(path: Path, model: Any) -> None:
         total += size
         if size > MAX_TENSOR:
             raise UnsafeModelError(
-                f"{path}: layer {layer!r} makes {size:,} numbers of one image, at most {MAX_TENSOR:,} are allowed. Use"
+                f"{path}: layer {layer!r} makes {size:,} numbers per image, at most {MAX_TENSOR:,} are allowed. Use"
                 " a smaller model"
             )
     if total > MAX_TENSORS:
         raise UnsafeModelError(
-            f"{path}: the layers make {total:,} numbers of one image, at most {MAX_TENSORS:,} are allowed in all. Use"
+            f"{path}: the layers make {total:,} numbers per image, at most {MAX_TENSORS:,} are allowed in all. Use"
             " a smaller model"
         )
     outputs = getattr(_graph(model), "_outputs_struct", None)

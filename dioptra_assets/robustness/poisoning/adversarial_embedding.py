@@ -123,7 +123,7 @@ def train_embedded(
     config.check_fits(poisoned_set.image_shape, len(poisoned_set.class_names))
     recipe.check_fits(poisoned_set.image_shape, len(poisoned_set.class_names))
     if recipe.madry:
-        raise ValueError("adversarial_embedding trains in a way of its own: remove madry from the recipe")
+        raise ValueError("adversarial_embedding has its own training loop: remove madry from the recipe")
     seed = recipe.seed if recipe.seed is not None else seed
     rows, held_out = _rows(config, poisoned_set, seed)
     if recipe.early_stopping and not len(held_out):

@@ -234,7 +234,7 @@ def _checked_rows(training_set: ImageSet, rows: np.ndarray) -> np.ndarray:
         )
     if len(rows) and (rows.min() < 0 or rows.max() >= len(training_set)):
         raise ValueError(
-            f"{training_set.name}: rows {rows.min()} to {rows.max()} given, there are 0 to {len(training_set) - 1}"
+            f"{training_set.name}: rows {rows.min()} to {rows.max()} given, allowed are 0 to {len(training_set) - 1}"
         )
     if len(np.unique(rows)) < len(rows):
         raise ValueError(f"{training_set.name}: a row is given twice")

@@ -153,7 +153,7 @@ def poisoning_metrics(examples: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         raise ValueError(f"poisoning examples: {len(examples)} rows, without the columns {missing}: nothing to measure")
     rows, table = [], examples
     if table.duplicated(["image_id", *CELL]).any():
-        raise ValueError("poisoning examples: an image stands twice in one cell")
+        raise ValueError("poisoning examples: an image appears twice in one cell")
     for key, group in table.groupby(CELL, sort=False):
         targets = group["target_class"].unique().tolist()
         eligible = (group["label"] != group["target_class"]).to_numpy(bool)
@@ -213,7 +213,7 @@ def poison_curve(metrics: pd.DataFrame, configs: Mapping[str, Poisoning], *, def
     doubled = points[points.duplicated([*curve, "poison_fraction", "model_kind"])]
     if len(doubled):
         first = " | ".join(map(str, doubled[[*curve, "poison_fraction", "model_kind"]].iloc[0]))
-        raise ValueError(f"poison curve: {first} stands twice, in a table of the seeds {sorted(set(doubled['seed']))}")
+        raise ValueError(f"poison curve: {first} appears twice, in a table of the seeds {sorted(set(doubled['seed']))}")
     points = points.sort_values([*curve, "poison_fraction"])
     control = points[points["model_kind"] == CLEAN_CONTROL].drop_duplicates(curve).assign(poison_fraction=0.0)
     poisoned = points[points["model_kind"] != CLEAN_CONTROL]

@@ -231,7 +231,7 @@ def test_where_art_gives_up_the_image_is_named_and_what_to_do() -> None:
     steep = linear_model(np.random.default_rng(0).normal(size=(64, 10)) * 10)
     images = ImageSet.from_arrays(np.full((2, 8, 8, 1), 0.5), [0, 1], tuple("0123456789"))
     attack = art("Wasserstein", regularization=1e4, max_iter=1)
-    with pytest.raises(ValueError, match=r"Wasserstein gives up at image 0: Overflow .*\. Change its parameters\."):
+    with pytest.raises(ValueError, match=r"Wasserstein gave up at image 0: Overflow .*\. Change its parameters\."):
         attack_all(attack, steep, images)
 
 

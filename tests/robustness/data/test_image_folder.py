@@ -133,7 +133,7 @@ def test_a_relative_folder_does_not_lead_out_of_the_data(
     # It is there, seen from the data and not from the working directory.
     monkeypatch.chdir("/")
     assert (tmp_path / "data/../animals").is_dir()
-    assert "../animals: is no folder of /, nor of the data" in _refusal(Path("../animals"))
+    assert "../animals: is not a folder in /, nor in the data" in _refusal(Path("../animals"))
 
 
 def test_the_classes_of_imagenet_are_shipped_in_the_order_of_the_pretrained_models(

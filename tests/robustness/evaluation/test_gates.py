@@ -71,12 +71,12 @@ def test_a_sentence_becomes_a_rule(rule: str, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ("accuracy > 0.5", "is not understood, a gate is `METRIC >= NUMBER`"),
+        ("accuracy > 0.5", "cannot be read, a gate is `METRIC >= NUMBER`"),
         ("speed >= 0.5", "there is no metric 'speed', available: asr, clean_accuracy, ra, robust_accuracy"),
         ("asr <= 5", "5 is not allowed, a rate is from 0 to 1"),
-        ("asr <= 1e", "'1e' is no number"),
-        ("asr <= 1e999", "'1e999' is no number"),
-        ("asr no worse than first", "is not understood"),
+        ("asr <= 1e", "'1e' is not a number"),
+        ("asr <= 1e999", "'1e999' is not a number"),
+        ("asr no worse than first", "cannot be read"),
         ("asr no worse than best by 2", "2 is not allowed, a rate is from 0 to 1"),
         ("asr no worse than last by -1 standard errors", "it must be 0 or more standard errors"),
     ],

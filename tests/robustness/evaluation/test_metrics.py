@@ -282,7 +282,7 @@ def test_a_nan_probability_is_refused():
 
 def test_doubled_rows_are_refused_and_named():
     examples = _examples()
-    with pytest.raises(ValueError, match=r"1 rows stand twice, first 000005 \| le_net \| fgm_0.3 \| le_net \| none"):
+    with pytest.raises(ValueError, match=r"1 rows appear twice, first 000005 \| le_net \| fgm_0.3 \| le_net \| none"):
         _measure(pd.concat([examples, examples.iloc[5:6]]))
 
 
@@ -364,7 +364,7 @@ def test_the_transfer_matrix_has_its_white_box_cells_on_the_diagonal_and_nan_whe
 
 
 def test_a_transfer_matrix_of_two_runs_or_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"sh \| le stands twice, in a table of the seeds \[7, 8\]"):
+    with pytest.raises(ValueError, match=r"sh \| le appears twice, in a table of the seeds \[7, 8\]"):
         transfer_matrix(pd.concat([_metrics(CELLS), _metrics(CELLS, seed=8)]), "fgm_0.3")
     with pytest.raises(ValueError, match=r"nothing measured for pgd .* only for \['fgm_0.1"):
         transfer_matrix(_metrics(CELLS), "pgd")
@@ -420,7 +420,7 @@ def test_attacks_without_eps_have_no_curve_and_unknown_ones_are_refused():
 
 def test_a_security_curve_over_two_models_or_two_runs_is_refused():
     metrics = _metrics(CELLS)
-    with pytest.raises(ValueError, match=r"sh \| le \| fgm \| 0.3 stands twice"):
+    with pytest.raises(ValueError, match=r"sh \| le \| fgm \| 0.3 appears twice"):
         security_curve(pd.concat([metrics, _metrics(CELLS, seed=8)]), FGM)
     metrics.loc[3, "clean_accuracy"] = 0.85
     with pytest.raises(ValueError, match=r"clean accuracies beside \['fgm_0.3', 'fgm_0.1'\] differ"):

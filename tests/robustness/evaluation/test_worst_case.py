@@ -71,7 +71,7 @@ def test_it_is_no_higher_than_the_lowest_attack_and_the_same_in_any_order() -> N
 @pytest.mark.parametrize("other", [examples("pgd_0.1", [0])[:3], examples("pgd_0.1", [0], clean="0111")])
 def test_cells_of_other_images_or_another_model_are_refused(other: pd.DataFrame) -> None:
     with pytest.raises(
-        ValueError, match=r"a\|pgd_0.1 on a: was evaluated on other images, or another model, than fgm_0.1"
+        ValueError, match=r"a\|pgd_0.1 on a: was evaluated on different images, or a different model, than fgm_0.1"
     ):
         worst(examples("fgm_0.1", [0, 1]), other)
 

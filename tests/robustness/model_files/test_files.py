@@ -714,7 +714,7 @@ def test_a_model_of_many_thousand_layers_is_refused_before_keras_sees_it(
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: layers.UpSampling2D(4000), "layer 'bomb' makes 1,024,000,000 numbers of one image"),
+        (lambda: layers.UpSampling2D(4000), "layer 'bomb' makes 1,024,000,000 numbers per image"),
         (lambda: layers.ZeroPadding2D(20_000), "layer 'bomb' makes "),
         (
             lambda: keras.Sequential([layers.Flatten(), layers.RepeatVector(10**8, name="bomb")]),

@@ -153,7 +153,7 @@ def test_configs_that_differ_in_more_than_the_fraction_are_curves_of_their_own()
 
 def test_a_curve_of_doubled_points_or_unknown_configs_is_refused() -> None:
     once = metrics_of("baseline_0.33", "poisoned", 5)
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         poison_curve(pd.concat([once, once]), CONFIGS)
     with pytest.raises(ValueError, match=r"no poisoning config for \['baseline_0\.33'\]"):
         poison_curve(once, {})

@@ -199,7 +199,7 @@ def test_what_does_not_fit_the_set_is_refused(training_set: ImageSet, proxy_mode
         poison(baseline, proxy_model=proxy_model)
     with pytest.raises(ValueError, match="a row is given twice"):
         poison(baseline, rows=np.array([1, 1]))
-    with pytest.raises(ValueError, match="there are 0 to 1436"):
+    with pytest.raises(ValueError, match="allowed are 0 to 1436"):
         poison(baseline, rows=np.array([1, 1437]))
     with pytest.raises(ValueError, match="leaves the image"):
         triggered_testing_set(baseline.model_copy(update={"trigger": Trigger(size=14)}), training_set)
