@@ -219,7 +219,7 @@ def test_a_batch_whose_index_or_shape_does_not_fit_is_refused(store: CellStore):
 
 def test_an_image_id_that_stands_in_two_batches_is_refused(store: CellStore):
     batch = next(iter(image_set(4).batches(4)))
-    with pytest.raises(ValueError, match="image id 'photo 0 ü' stands twice"):
+    with pytest.raises(ValueError, match="image id 'photo 0 ü' appears twice"):
         write_image_set(store.at(CELL), [batch, batch], n=8, image_shape=SHAPE, class_names=CLASSES)
     assert store.find(CELL) is None
 
