@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dioptra_assets.registered_versions.asked_runs import PLACE_TAG
@@ -130,6 +130,7 @@ def test_versions_that_come_while_a_stage_is_at_work_share_the_next_run() -> Non
     assert home.count == 1 + 4 + 4, "the configs, four stages of the first, and four of all others together"
 
 
+@settings(deadline=None)
 @given(
     stream=st.lists(st.tuples(st.integers(0, 4), st.integers(1, LONGEST_RUN)), min_size=1, max_size=60),
 )
