@@ -38,21 +38,21 @@ def compare_images(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """
     sides = []
     for name, table in (("first", first), ("second", second)):
-        own = table[(table["target"] == table["source"]) & (table["defence"] == NO_DEFENCE)].set_index("image_id")
+        rows = table[(table["target"] == table["source"]) & (table["defence"] == NO_DEFENCE)].set_index("image_id")
         side = pd.DataFrame(
             {
-                "label": own["label"],
-                f"{name}_clean": own["clean_prediction"],
-                f"{name}_adversarial": own["adversarial_prediction"],
-                f"{name}_confidence": own["adversarial_confidence"],
-                f"{name}_right": own["adversarial_prediction"] == own["label"],
+                "label": rows["label"],
+                f"{name}_clean": rows["clean_prediction"],
+                f"{name}_adversarial": rows["adversarial_prediction"],
+                f"{name}_confidence": rows["adversarial_confidence"],
+                f"{name}_right": rows["adversarial_prediction"] == rows["label"],
             }
         )
         sides.append(side)
-    one, other = sides
-    if set(one.index) != set(other.index) or not one["label"].equals(other["label"].reindex(one.index)):
+    first, second = sides
+    if set(first.index) != set(second.index) or not first["label"].equals(second["label"].reindex(first.index)):
         raise ValueError("the two models were not evaluated on the same images: compare within one testing set")
-    return one.join(other.drop(columns="label")).reset_index()
+    return first.join(second.drop(columns="label")).reset_index()
 
 
 def compare_rates(attack: str, images: pd.DataFrame) -> dict[str, object]:

@@ -43,7 +43,7 @@ _RULE = re.compile(
 )
 GATE_COLUMNS = {
     "rule": "what must hold",
-    "severity": "block: the cell fails, and with it what is made from it; warn: it is but said",
+    "severity": "block: the cell fails, and with it everything downstream; warn: it only warns",
     "architecture": "the model that is judged",
     "attack": "the attack config",
     "metric": "the rate",
@@ -71,12 +71,12 @@ class Gate(BaseModel):
         metric: a rate of the metric tables.
         sign: `>=`, `<=`, or `no worse` than another version.
         bound: the limit in [0, 1]; with `no worse`, what it may be worse by.
-        against: with `no worse`: `last`, the last version that passed; `best`, the one of those with the best rate; or
-            `@ALIAS`, the one that an alias of the registry names.
-        by: with `no worse`, what `bound` counts: `rate`, `standard errors`, or `chance`: as many standard errors as a
-            95 % interval reaches.
-        attack: attack keys it holds for; `*` stands for anything.
-        defence: the defence the model stands behind.
+        against: with `no worse`: `last`, the last version that passed; `best`, the version that passed with the best
+            rate; or `@ALIAS`, the version with this alias in the registry.
+        by: with `no worse`, the unit of `bound`: `rate`, `standard errors`, or `chance` (the number of standard errors
+            in a 95 % interval).
+        attack: attack keys it applies to; `*` matches anything.
+        defence: the defence in front of the model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,39 +93,39 @@ class Gate(BaseModel):
 
     @property
     def name(self) -> str:
-        """What its check is called: letters, digits and `_`."""
+        """Name of its check: letters, digits and `_`."""
         return re.sub(r"\W+", "_", self.rule.replace(">=", "at_least").replace("<=", "at_most")).strip("_")
 
     @property
     def alias(self) -> str:
-        """The alias that it holds a version against, or nothing."""
+        """The alias of the version to compare with, or empty."""
         return self.against[1:] if self.against.startswith("@") else ""
 
     @property
     def smaller_is_better(self) -> bool:
-        """Whether the value may be at most the limit."""
+        """Whether the limit is an upper bound."""
         return self.sign == "<=" or (self.sign == "no worse" and self.metric in SMALLER_IS_BETTER)
 
     @property
     def doubted(self) -> bool:
-        """Whether a weak attack makes this rule easier to pass, and never harder."""
+        """Whether a weak attack can only make this rule easier to pass."""
         return self.smaller_is_better == (self.metric in SMALLER_IS_BETTER)
 
     def holds_for(self, family: str, attack: str) -> bool:
-        """Whether the rule says anything on an attack config."""
+        """Whether the rule applies to an attack config."""
         return self.metric in METRICS.get(family, ()) and fnmatchcase(attack, self.attack)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The version that a rule holds a model against.
+    """The version that a rule compares a model with.
 
     Attributes:
-        name: how the verdict calls it.
-        value: its rate, in [0, 1]; NaN where there is no such version.
-        n: images it was measured on.
-        right: image id -> whether it was right about it, bool; None where that is not kept or does not apply.
-        why: why the model cannot be held against it; empty where it can.
+        name: its name in the verdict.
+        value: its rate, in [0, 1]; NaN if there is no such version.
+        n: number of images it was measured on.
+        right: whether it was right, by image id; None if that is not kept or does not apply.
+        why: why the model cannot be compared with it; empty if it can.
     """
 
     name: str = ""
@@ -140,14 +140,14 @@ NOTHING_BEFORE = Reference("no version before it has passed")
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one cell beside its metric table.
+    """What is known about one cell besides its metric table.
 
     Attributes:
-        references: rule -> what it is held against, for the rules that hold against another version.
-        right: rate -> image id -> whether the model was right about it, bool.
-        doubts: (attack, defence) -> what the sanity checks found wrong; an empty attack concerns every one.
-        unchecked: why there is nothing from the sanity checks; empty where there is.
-        stale: why the numbers are not those that the experiment now asks for; empty where they are.
+        references: rule -> the version to compare with, for rules that compare.
+        right: rate -> image id -> whether the model was right.
+        doubts: (attack, defence) -> what the sanity checks found wrong; an empty attack stands for every attack.
+        unchecked: why there are no sanity checks; empty if there are.
+        stale: why the results are out of date; empty if they are not.
         version: data version of the metric table.
     """
 
@@ -160,28 +160,28 @@ class Measured:
 
 
 def parse_gate(rule: str, severity: Severity = "block") -> Gate:
-    """The rule that a sentence states.
+    """Parse the sentence of a rule.
 
     Raises:
-        ValueError: with the forms that there are, where the sentence has none of them.
+        ValueError: the sentence has none of the allowed forms. The message lists them.
     """
-    found = _RULE.fullmatch(rule.strip())
-    if not found:
+    parts = _RULE.fullmatch(rule.strip())
+    if not parts:
         raise ValueError(f"{rule!r} cannot be read, a gate is {FORMS}")
     known = sorted({metric for metrics in METRICS.values() for metric in metrics})
-    if found["metric"] not in known:
-        raise ValueError(f"{rule!r}: there is no metric {found['metric']!r}, available: {', '.join(known)}")
-    bound = _number(rule, found["bound"] or found["less"] or str(Z))
+    if parts["metric"] not in known:
+        raise ValueError(f"{rule!r}: there is no metric {parts['metric']!r}, available: {', '.join(known)}")
+    bound = _number(rule, parts["bound"] or parts["less"] or str(Z))
     by = ""
-    if found["against"]:
-        by = "standard errors" if found["errors"] else "rate" if found["less"] else "chance"
+    if parts["against"]:
+        by = "standard errors" if parts["errors"] else "rate" if parts["less"] else "chance"
     if by in ("", "rate") and not 0 <= bound <= 1:
-        raise ValueError(f"{rule!r}: {found['bound'] or found['less']} is not allowed, a rate is from 0 to 1")
+        raise ValueError(f"{rule!r}: {parts['bound'] or parts['less']} is not allowed, a rate is from 0 to 1")
     if bound < 0:
-        raise ValueError(f"{rule!r}: {found['less']} is not allowed, it must be 0 or more standard errors")
-    named = {key: found[key] for key in ("attack", "defence", "against") if found[key]}
-    values = {"rule": " ".join(rule.split()), "severity": severity, "metric": found["metric"], "bound": bound, "by": by}
-    return Gate.model_validate({**values, **named, "sign": found["sign"] or "no worse"})
+        raise ValueError(f"{rule!r}: {parts['less']} is not allowed, it must be 0 or more standard errors")
+    named = {key: parts[key] for key in ("attack", "defence", "against") if parts[key]}
+    values = {"rule": " ".join(rule.split()), "severity": severity, "metric": parts["metric"], "bound": bound, "by": by}
+    return Gate.model_validate({**values, **named, "sign": parts["sign"] or "no worse"})
 
 
 def _number(rule: str, text: str) -> float:
@@ -203,18 +203,18 @@ def judge(
     architecture: str,
     attack: str,
 ) -> pd.DataFrame:
-    """Every rule that holds for one cell, and whether it does.
+    """Judge one cell by every rule that applies to it.
 
-    A rate is held against the limit as measured; a limit within its interval is decided by few images. Where the sanity
-    checks say that the attack is weak, a rule that seems to hold is not judged, and one that fails all the same has
-    failed: a better attack would only leave less.
+    The measured rate is compared with the limit; if the limit lies within the interval of the rate, few images decide.
+    If the sanity checks say that the attack is weak, a rule that seems to hold is not judged. A rule that fails anyway
+    has failed: a stronger attack would only make the result worse.
 
     Args:
         gates: the rules.
-        metrics: the cell's rows of `metric_table` or `poisoning_metrics`; None where it has not been made.
-        measured: what else is known of the cell.
+        metrics: the cell's rows of `metric_table` or `poisoning_metrics`; None if they have not been made.
+        measured: what else is known about the cell.
         family: evasion or poisoning.
-        architecture: whose own rows are judged.
+        architecture: the architecture whose rows are judged.
         attack: the attack key of the cell.
 
     Returns:
@@ -224,19 +224,21 @@ def judge(
     for gate in gates:
         if not gate.holds_for(family, attack):
             continue
-        found, fault = _found(gate, metrics, family, architecture)
+        measurement, fault = _measurement(gate, metrics, family, architecture)
         row = {"rule": gate.rule, "severity": gate.severity, "architecture": architecture, "attack": attack}
-        row |= {"metric": gate.metric, **found, **_verdict(gate, found, fault, measured, attack)}
+        row |= {"metric": gate.metric, **measurement, **_verdict(gate, measurement, fault, measured, attack)}
         rows.append(row | {"passed": row["status"] == PASSED, "judged": measured.version})
     return pd.DataFrame(rows, columns=[*GATE_COLUMNS])
 
 
-def _found(gate: Gate, metrics: pd.DataFrame | None, family: str, architecture: str) -> tuple[dict[str, Any], str]:
-    """Value, interval and count of the rate, of the row in which it is worst; and why it has none."""
+def _measurement(
+    gate: Gate, metrics: pd.DataFrame | None, family: str, architecture: str
+) -> tuple[dict[str, Any], str]:
+    """Value, interval and count of the rate in its worst row; and why there is none, if so."""
     nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     if metrics is None:
         return nothing, "its numbers are missing"
-    rows = _own(metrics, family, architecture, gate.defence)
+    rows = _rows_of(metrics, family, architecture, gate.defence)
     if rows.empty:
         behind = "" if gate.defence == NO_DEFENCE else f" behind {gate.defence}"
         return nothing, f"its numbers{behind} are missing"
@@ -249,61 +251,61 @@ def _found(gate: Gate, metrics: pd.DataFrame | None, family: str, architecture: 
     worst = int(rates.argmax() if gate.smaller_is_better else rates.argmin())
     row: Any = rows.iloc[worst]
     ends = {end: float(row[f"{gate.metric}_{end}"]) for end in ("low", "high")}
-    found = {"value": float(rates[worst]), **ends, "n": int(counts[worst])}
-    # The worst of several is known only where each of them is.
+    measurement = {"value": float(rates[worst]), **ends, "n": int(counts[worst])}
+    # The worst of several rates is known only if all of them are.
     for rate in rates[(rates < 0) | (rates > 1)]:
-        return found, f"{gate.metric} is {rate:g}, which is no rate"
-    return found, "" if (counts > 0).all() else f"{gate.metric} was measured on no image"
+        return measurement, f"{gate.metric} is {rate:g}, which is no rate"
+    return measurement, "" if (counts > 0).all() else f"{gate.metric} was measured on no image"
 
 
-def _own(metrics: pd.DataFrame, family: str, architecture: str, defence: str) -> pd.DataFrame:
+def _rows_of(metrics: pd.DataFrame, family: str, architecture: str, defence: str) -> pd.DataFrame:
     rows = metrics[metrics["defence"] == defence]
     mine = rows["target"] == architecture if family == "evasion" else rows["model_kind"] == "poisoned"
     return rows[mine]  # pyright: ignore[reportReturnType]
 
 
-def _verdict(gate: Gate, found: Mapping[str, Any], fault: str, measured: Measured, attack: str) -> dict[str, Any]:
+def _verdict(gate: Gate, measurement: Mapping[str, Any], fault: str, measured: Measured, attack: str) -> dict[str, Any]:
     reference = measured.references.get(gate.rule, Reference(why="what it is held against was not looked for"))
     nothing = {"limit": math.nan, "against": "", "reference": math.nan, "reference_n": 0}
     if fault or measured.stale:
         return nothing | {"status": NOT_JUDGED, "why": measured.stale or fault}
-    held = nothing | {"limit": gate.bound}
+    limited = nothing | {"limit": gate.bound}
     if gate.sign == "no worse":
         if reference.why:
             return nothing | {"status": NOT_JUDGED, "why": reference.why}
-        held = _held_against(gate, found, reference, measured.right.get(gate.metric))
+        limited = _limit_from(gate, measurement, reference, measured.right.get(gate.metric))
     first = gate.sign == "no worse" and math.isnan(reference.value)
-    limit, value = held["limit"], found["value"]
+    limit, value = limited["limit"], measurement["value"]
     status = PASSED if first or (value <= limit if gate.smaller_is_better else value >= limit) else FAILED
     doubt = _doubt(gate, measured, attack)
     if doubt and (status == PASSED or not gate.doubted):
         status = NOT_JUDGED
-    return held | {"status": status, "why": doubt}
+    return limited | {"status": status, "why": doubt}
 
 
 def _doubt(gate: Gate, measured: Measured, attack: str) -> str:
-    """What the sanity checks have against the numbers of an attack, as a sentence."""
+    """What the sanity checks found wrong with an attack, as a sentence."""
     if gate.metric in OF_CLEAN_IMAGES:
         return ""
     if measured.unchecked:
         return measured.unchecked
-    # Behind a defence stands the same model: what its own attack was blind to, that attack on both is as well.
+    # The model behind a defence is the same: what the attack on it misses, the attack on both misses as well.
     concerned = [(a, d) for a in (attack, "") for d in dict.fromkeys((NO_DEFENCE, gate.defence))]
-    said = "; ".join(measured.doubts[one] for one in concerned if measured.doubts.get(one))
-    return f"the attack is weaker than it should be: {said}" if said else ""
+    doubts = "; ".join(measured.doubts[key] for key in concerned if measured.doubts.get(key))
+    return f"the attack is weaker than it should be: {doubts}" if doubts else ""
 
 
-def _held_against(
-    gate: Gate, found: Mapping[str, Any], reference: Reference, right: pd.Series | None
+def _limit_from(
+    gate: Gate, measurement: Mapping[str, Any], reference: Reference, right: pd.Series | None
 ) -> dict[str, Any]:
-    """The limit that another version sets, and how it was found."""
+    """The limit set by another version, and how the two were compared."""
     rates = {"reference": reference.value, "reference_n": reference.n}
     if math.isnan(reference.value):
         return {"limit": math.nan, "against": reference.name, **rates}
     sign = 1 if gate.smaller_is_better else -1
     if gate.by == "rate":
         limit = reference.value + sign * gate.bound
-        # 0.57 less 0.02 is a little more than 0.55.
+        # In floating point, 0.57 - 0.02 is a little more than 0.55.
         return {"limit": round(limit, 12), "against": f"{reference.name}, {reference.value:.4g}", **rates}
     paired = right is not None and reference.right is not None and set(right.index) == set(reference.right.index)
     if paired and right is not None and reference.right is not None:
@@ -312,9 +314,9 @@ def _held_against(
         lost, won = int((before & ~right).sum()), int((~before & right).sum())
         how = f"on the same {len(right):,} images, {lost:,} lost and {won:,} won"
     else:
-        # Standard error of the difference of two proportions that were measured apart from one another.
-        p, q = reference.value, found["value"]
-        error = math.sqrt(p * (1 - p) / max(reference.n, 1) + q * (1 - q) / max(found["n"], 1))
+        # Standard error of the difference of two proportions measured independently.
+        p, q = reference.value, measurement["value"]
+        error = math.sqrt(p * (1 - p) / max(reference.n, 1) + q * (1 - q) / max(measurement["n"], 1))
         how = f"as if measured on other images (not paired), n {reference.n:,}"
     limit = reference.value + sign * gate.bound * error
     return {"limit": limit, "against": f"{reference.name}, {reference.value:.4g}, {how}", **rates}
@@ -337,10 +339,10 @@ def said(row: Any) -> str:
 
 
 def overall(table: pd.DataFrame) -> Status:
-    """One verdict on some rows of `GATE_COLUMNS`, at least one.
+    """One verdict on rows of `GATE_COLUMNS`.
 
-    Failed where a rule that blocks failed; else not judged where any was not judged, whatever its severity, or there is
-    no rule at all; else passed.
+    Failed if a blocking rule failed; otherwise not judged if any rule was not judged, whatever its severity, or if
+    there is no rule; otherwise passed.
     """
     blocking = table["severity"] == "block"
     if (blocking & (table["status"] == FAILED)).any():
@@ -351,5 +353,5 @@ def overall(table: pd.DataFrame) -> Status:
 
 
 def blocks(row: Any) -> bool:
-    """Whether a row of `GATE_COLUMNS` stands in the way of what is made from its cell."""
+    """Whether a row of `GATE_COLUMNS` blocks everything downstream of its cell."""
     return row["severity"] == "block" and row["status"] != PASSED

@@ -193,14 +193,14 @@ def macro_auc(label: np.ndarray, probabilities: np.ndarray | None, level: float 
         return _UNKNOWN
     areas, influence = np.zeros(classes), np.zeros(n)
     for k in range(classes):
-        own = label == k
+        of_class = label == k
         m, rest = int(sizes[k]), n - int(sizes[k])
-        positive, negative = np.sort(probabilities[own, k]), np.sort(probabilities[~own, k])
-        beaten = _rank(negative, probabilities[own, k]) / rest
-        beaten_by = 1.0 - _rank(positive, probabilities[~own, k]) / m
+        positive, negative = np.sort(probabilities[of_class, k]), np.sort(probabilities[~of_class, k])
+        beaten = _rank(negative, probabilities[of_class, k]) / rest
+        beaten_by = 1.0 - _rank(positive, probabilities[~of_class, k]) / m
         areas[k] = beaten.mean()
-        influence[own] += (beaten - areas[k]) / np.sqrt(m * max(m - 1, 1)) / classes
-        influence[~own] += (beaten_by - areas[k]) / np.sqrt(rest * max(rest - 1, 1)) / classes
+        influence[of_class] += (beaten - areas[k]) / np.sqrt(m * max(m - 1, 1)) / classes
+        influence[~of_class] += (beaten_by - areas[k]) / np.sqrt(rest * max(rest - 1, 1)) / classes
     area = float(areas.mean())
     if (sizes == 1).any() or (sizes == n - 1).any():  # a single image has no variance
         return area, np.nan, np.nan
@@ -224,12 +224,12 @@ def defence_comparison(metrics: pd.DataFrame) -> pd.DataFrame:
         `clean_accuracy` (behind the defence), and `robust_accuracy` of the model without it, `oblivious` and
         `adaptive` behind it: each with `_low` and `_high`. NaN where a row is missing.
     """
-    own: Any = metrics[metrics["source"] == metrics["target"]]
+    attacked: Any = metrics[metrics["source"] == metrics["target"]]
     cell = ["source", "attack"]
     parts = {
-        "robust_accuracy": own[own["defence"] == NO_DEFENCE],
-        "oblivious": own[(own["defence"] != NO_DEFENCE) & ~own["adaptive"]],
-        "adaptive": own[(own["defence"] != NO_DEFENCE) & own["adaptive"]],
+        "robust_accuracy": attacked[attacked["defence"] == NO_DEFENCE],
+        "oblivious": attacked[(attacked["defence"] != NO_DEFENCE) & ~attacked["adaptive"]],
+        "adaptive": attacked[(attacked["defence"] != NO_DEFENCE) & attacked["adaptive"]],
     }
     ends = ("", "_low", "_high")
     table: Any = parts["oblivious"][[*cell, "defence", "n", "seed", *(f"clean_accuracy{end}" for end in ends)]]
@@ -275,8 +275,8 @@ def transfer_matrix(
         known = sorted(set(metrics["attack"] + " (defence " + metrics["defence"] + ")"))
         raise ValueError(f"transfer matrix: nothing measured for {attack} (defence {defence}), only for {known}")
     _refuse_doubled(chosen, ["source", "target"], f"transfer matrix of {attack}")
-    sources, own = list(dict.fromkeys(chosen["source"])), set(chosen["target"])
-    targets = list(dict.fromkeys([*(source for source in sources if source in own), *chosen["target"]]))
+    sources, evaluated = list(dict.fromkeys(chosen["source"])), set(chosen["target"])
+    targets = list(dict.fromkeys([*(source for source in sources if source in evaluated), *chosen["target"]]))
     return chosen.pivot(index="source", columns="target", values=value).reindex(index=sources, columns=targets)
 
 

@@ -35,7 +35,7 @@ def predict(model: Any, image_set: ImageSet, batch_size: int = DEFAULT_BATCH_SIZ
 
     Raises:
         NonFiniteError: when pixels or logits are NaN or infinite; names the set, how many images and the first of them.
-        ValueError: when the set is empty, or the model does not give one logit a class.
+        ValueError: when the set is empty, or the model does not give one logit per class.
     """
     if len(image_set) == 0:
         raise ValueError(f"{image_set.name}: no images to predict")
@@ -89,7 +89,7 @@ def _check_width(logits: np.ndarray, rows: int, image_set: ImageSet) -> None:
     if logits.shape != (rows, classes) or classes < 2:
         raise ValueError(
             f"{image_set.name}: the model gives logits of shape {logits.shape} for {rows} images of {classes} classes; "
-            f"it must give one logit a class, for two classes or more: use a model trained on the same class list"
+            f"it must give one logit per class, for two classes or more: use a model trained on the same class list"
         )
 
 

@@ -82,13 +82,13 @@ class ReferenceAttacks:
         targets = attack.targets(labels, len(self._images.class_names))
         goals = targets.fillna(pd.Series(labels)).to_numpy(np.int32)
         spared = targets.isna().to_numpy(bool) & attack.targeted
-        found: dict[str, Any] = {"image_id": self._images.index["image_id"].to_numpy()[rows]}
+        right: dict[str, Any] = {"image_id": self._images.index["image_id"].to_numpy()[rows]}
         for loss in LOSSES:
             moved = _attacked(attack, self._step(attack, loss), pixels, goals, self._seed)
             moved = np.where(spared[:, None, None, None], pixels, moved)
             parts = [moved[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-            found[loss] = np.concatenate([logits_of(self._model, part).argmax(axis=1) for part in parts]) == labels
-        return pd.DataFrame(found)
+            right[loss] = np.concatenate([logits_of(self._model, part).argmax(axis=1) for part in parts]) == labels
+        return pd.DataFrame(right)
 
     def _step(self, attack: Attack, loss: Loss) -> Callable[..., dict[str, np.ndarray]]:
         key = (loss, _norm(attack), attack.targeted)

@@ -129,22 +129,24 @@ def comparisons(
     table = metrics[(metrics["defence"] == NO_DEFENCE) | metrics["adaptive"].astype(bool)]
     everywhere = [_Point.of(row, configs[row["attack"]]) for _, row in table.iterrows()]
     points = [point for point in everywhere if point.defence == NO_DEFENCE]
-    own = [point for point in everywhere if point.source == point.target]
-    found = {
-        "iterative_attacks_are_no_weaker": _no_weaker(own, ITERATIVE, SINGLE_STEP),
-        "success_grows_with_eps": _grows([*points, *(point for point in own if point.defence != NO_DEFENCE)], configs),
-        "a_large_eps_reaches_chance": _reaches_chance(own, 1 / class_count),
+    direct = [point for point in everywhere if point.source == point.target]
+    made = {
+        "iterative_attacks_are_no_weaker": _no_weaker(direct, ITERATIVE, SINGLE_STEP),
+        "success_grows_with_eps": _grows(
+            [*points, *(point for point in direct if point.defence != NO_DEFENCE)], configs
+        ),
+        "a_large_eps_reaches_chance": _reaches_chance(direct, 1 / class_count),
         TRANSFERRED: _transferred(points),
-        "black_box_attacks_are_no_stronger": _no_weaker(own, ITERATIVE, BLACK_BOX),
-        "twice_the_steps_change_nothing": _steps(own, configs),
-        "noise_is_weaker": _noise(own, noise),
+        "black_box_attacks_are_no_stronger": _no_weaker(direct, ITERATIVE, BLACK_BOX),
+        "twice_the_steps_change_nothing": _steps(direct, configs),
+        "noise_is_weaker": _noise(direct, noise),
         "gradients_are_there": _gradients(zero_gradients),
         "the_loss_hides_nothing": _references(references),
         "attacks_change_images": _changes(metrics),
         "models_beat_guessing": _beats_guessing(metrics, 1 / class_count),
         "defences_are_judged_adaptive": _adaptive(metrics, list(defences)),
     }
-    return {name: found[name] for name in CHECKS}
+    return {name: made[name] for name in CHECKS}
 
 
 def sanity_result(name: str, compared: int, findings: Iterable[str]) -> SanityResult:
@@ -158,7 +160,7 @@ def sanity_result(name: str, compared: int, findings: Iterable[str]) -> SanityRe
 def sanity_checks(metrics: pd.DataFrame, configs: Mapping[str, Any], **measured: Any) -> list[SanityResult]:
     """One result a check, in the order of `CHECKS`; takes what :func:`comparisons` takes."""
     return [
-        sanity_result(name, len(made), (one.finding for one in made if one.finding))
+        sanity_result(name, len(made), (result.finding for result in made if result.finding))
         for name, made in comparisons(metrics, configs, **measured).items()
     ]
 
@@ -175,13 +177,13 @@ def model_sanity_table(made: Mapping[str, list[Compared]], looked_at: Mapping[st
     """
     rows = []
     for check in (name for name in CHECKS if name != TRANSFERRED):
-        general = [(one.attack, one.defence) for one in made[check] if not one.attack]
-        behind = [(one.attack, one.defence) for one in made[check]]
+        general = [(result.attack, result.defence) for result in made[check] if not result.attack]
+        behind = [(result.attack, result.defence) for result in made[check]]
         for attack, defence in dict.fromkeys([*((attack, NO_DEFENCE) for attack in looked_at), *behind, *general]):
-            own = [one for one in made[check] if (one.attack, one.defence) == (attack, defence)]
-            findings = [one.finding for one in own if one.finding]
-            status = "failed" if findings else "passed" if own else "not applicable"
-            facts = {"check": check, "attack": attack, "defence": defence, "status": status, "compared": len(own)}
+            results = [result for result in made[check] if (result.attack, result.defence) == (attack, defence)]
+            findings = [result.finding for result in results if result.finding]
+            status = "failed" if findings else "passed" if results else "not applicable"
+            facts = {"check": check, "attack": attack, "defence": defence, "status": status, "compared": len(results)}
             rows.append(facts | {"findings": "\n".join(findings), "looked_at": looked_at.get(attack, "")})
     return pd.DataFrame(rows, columns=[*MODEL_SANITY_COLUMNS])
 
