@@ -36,12 +36,12 @@ def partitions_of(
 
 
 def dynamic_dimension(experiment: str, dimension: str, family: Family = "evasion") -> str:
-    """The name under which Dagster keeps the keys of a dimension that come as they are asked for."""
+    """The name under which Dagster keeps the keys of a dynamic dimension."""
     return f"{experiment}_{family}_{dimension}" if dimension == ATTACK else f"{experiment}_{dimension}"
 
 
 def is_dynamic(definition: dg.PartitionsDefinition[str] | None) -> bool:
-    """Whether the keys of an asset, or of one of its dimensions, come as they are asked for."""
+    """Whether the keys of an asset, or of one of its dimensions, are added on demand."""
     if isinstance(definition, dg.MultiPartitionsDefinition):
         return any(is_dynamic(dimension.partitions_def) for dimension in definition.partitions_defs)
     return isinstance(definition, dg.DynamicPartitionsDefinition)

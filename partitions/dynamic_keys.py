@@ -98,7 +98,7 @@ def parse_config_key(
         key: as :func:`config_key` writes it.
         section: `attacks`, `architectures`, ..., for messages.
         model_of: as of :func:`partitions.entries.expand`: from name and values, the type of the config and the values
-            with those that the name implies; raises ValueError where there is none.
+            with those that the name implies; raises ValueError for an unknown name.
         kept: the JSON values of the config of a short key; None where they are not known.
 
     Raises:
@@ -139,7 +139,7 @@ def looked_up(key: str, kept: Callable[[str], Mapping[str, Any] | None], where: 
 
 
 def parse_value(annotation: Any, text: str, between: str = "_") -> Any:
-    """What a text means as a value of a type; the text itself where it means nothing, for the type to refuse.
+    """A text read as a value of a type. Text that does not fit is returned as it is, for the type to refuse.
 
     Args:
         annotation: the type: bool, int, float, str, None, a Literal, tuple, union or Annotated of such.
@@ -194,7 +194,7 @@ def _name_of(config: BaseModel) -> str:
 
 
 def _differing(config: BaseModel, within: str = "") -> dict[str, Any]:
-    """Path -> value of the fields that are not as they would be by themselves."""
+    """Path -> value of the fields that differ from their defaults."""
     differing: dict[str, Any] = {}
     for field, info in type(config).model_fields.items():
         value, path = getattr(config, field), f"{within}{field}"
@@ -205,7 +205,7 @@ def _differing(config: BaseModel, within: str = "") -> dict[str, Any]:
 
 
 def _write(value: Any) -> str | None:
-    """A value as it stands in a key; None where it cannot stand there."""
+    """A value as it is written in a key; None where a key cannot hold it."""
     if isinstance(value, tuple):
         texts = [_write(item) for item in cast("tuple[Any, ...]", value)]
         return None if None in texts else "_".join(map(str, texts))
@@ -258,13 +258,13 @@ def _field(model: type[BaseModel], field: str, path: str, within: str, where: st
     """The type of a field."""
     if field not in model.model_fields:
         allowed = ", ".join(f"{within}{known}" for known in model.model_fields)
-        raise ExperimentError(f"{where}, field {path!r}: there is no such field, allowed are {allowed}")
+        raise ExperimentError(f"{where}, field {path!r}: there is no such field, available: {allowed}")
     return model.model_fields[field].annotation
 
 
 @dataclass(frozen=True)
 class KeyedConfigs(Mapping[str, Any]):
-    """Key -> config, for any key: nothing is declared, so that there is nothing to go through.
+    """Key -> config, for any key. Nothing is declared, so iterating over it gives nothing.
 
     Attributes:
         section: what the configs configure, for messages.
@@ -287,5 +287,5 @@ class KeyedConfigs(Mapping[str, Any]):
         return 0
 
     def __bool__(self) -> bool:
-        """Configs may come, so their assets exist."""
+        """True: configs may be added, so their assets exist."""
         return True

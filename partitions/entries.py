@@ -21,7 +21,7 @@ from partitions.keys import KEY_RULE, is_key, key_text
 
 
 class ExperimentError(ValueError):
-    """An experiment file that cannot be used, in one sentence a mistake."""
+    """An experiment file that cannot be used; one sentence per mistake."""
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -41,7 +41,7 @@ def expand(
         section: `attacks` or `architectures`, for messages.
         entries: entry name -> parameters, as read from YAML.
         model_of: from an entry's name and parameters, the type of its config and the parameters with defaults that the
-            name implies; raises ValueError where there is none.
+            name implies; raises ValueError for an unknown name.
         limit: the most configs that a section may come to; None for any number.
 
     Raises:
@@ -117,7 +117,7 @@ def validate(model: type[Config], values: Mapping[str, Any], where: str, within:
 
 
 def _mixed_up(given: Any, read: Any, path: str) -> Iterator[tuple[str, Any, str]]:
-    """Truth values that were read as numbers, and the other way round: pydantic takes `true` for 1.0."""
+    """Booleans that were read as numbers, and numbers that were read as booleans: pydantic takes `true` for 1.0."""
     if isinstance(given, Mapping):
         values = cast("Mapping[Any, Any]", given)
         fields: Mapping[Any, Any] = (
@@ -138,7 +138,7 @@ def _mixed_up(given: Any, read: Any, path: str) -> Iterator[tuple[str, Any, str]
 
 
 def one_of(names: Iterable[str]) -> str:
-    """What is allowed where one of some names is."""
+    """The part of a message that says which names are allowed."""
     allowed = list(names)
     return f"it must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}"
 
@@ -153,7 +153,7 @@ def _sentence(mistake: Any, where: str, within: str, model: type[BaseModel]) -> 
         return f"{where}, {section} entry {value}: the name is not text, write it in quotes"
     match mistake["type"]:
         case "extra_forbidden":
-            fault = f"there is no such field, allowed are {', '.join(model.model_fields)}"
+            fault = f"there is no such field, available: {', '.join(model.model_fields)}"
         case "missing":
             fault = "a value is required"
         case "value_error":
@@ -169,9 +169,9 @@ def _sentence(mistake: Any, where: str, within: str, model: type[BaseModel]) -> 
 
 
 def edition(version: str, *shown: object) -> str:
-    """The code version of what shows entries of an experiment file beside its inputs: another where they are edited.
+    """The code version of an asset that shows entries of an experiment file: it changes when they are edited.
 
-    Without it what goes over all cells would not be stale when an entry is taken out: no cell that is left has changed.
+    Without it, an asset over all cells would not be stale when an entry is removed: no remaining cell has changed.
 
     Args:
         version: raised when the computation changes.

@@ -1,7 +1,7 @@
-"""Reading an experiment file: refused in one sentence, within a second, before anything takes it for what it says.
+"""Reading an experiment file. A bad file is refused in one sentence, within a second, before anything uses it.
 
-Dagster's loader of components reads the same file, and shows a mistake in it as a traceback of its own. What is here
-looks at the file first, event by event: nothing is built of a file that was not found harmless.
+Dagster's component loader reads the same file and shows a mistake as a traceback. The code here looks at the file
+first, event by event: no object is built before the file is known to be harmless.
 """
 
 import re
@@ -45,7 +45,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no YAML, what asks for objects of Python, what is huge or folded up, and names given twice.
+    """Refuse a file that is not YAML, asks for Python objects, is huge or expands to be huge, or repeats a name.
 
     Raises:
         ExperimentError: naming file, line and what is wrong there.

@@ -54,9 +54,9 @@ class Watch(BaseModel):
 
     Attributes:
         name: the name of the registered model; `*` stands for anything.
-        tag: a tag of the version, `candidate` or `stage=review`; left out, none is wanted.
-        alias: an alias of the model, `champion`: the version that it names, and the next when it moves; left out, none
-            is wanted.
+        tag: a tag of the version, `candidate` or `stage=review`; by default any version is watched.
+        alias: an alias of the model, such as `champion`: the version that it names, and the next when it moves; by
+            default no alias is needed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,15 +87,15 @@ class ExperimentFile(BaseModel):
         defences: name -> preprocessing defence, evaluated on every attack, oblivious and adaptive.
         eot_samples: draws of a random defence that an adaptive attack takes the mean of.
         gates: what the numbers must reach, a sentence each: `robust_accuracy >= 0.6 for pgd_0.3`, `asr <= 0.05`,
-            `robust_accuracy no worse than last`; as `{rule: SENTENCE, severity: warn}` it but warns.
+            `robust_accuracy no worse than last`; as `{rule: SENTENCE, severity: warn}` it only warns.
         watch: registered models that are attacked and gated beside those trained here, whoever registered them.
         notify: the webhook that is told of registered versions that failed, or that could not be judged.
         automation: compute what is stale or missing, and attack new registered models, without being asked.
         schedule: when to compute what is stale or missing, and attack the registered models that are watched again:
-            five cron fields in UTC, `0 2 * * *` for two o'clock every night; left out, never.
+            five cron fields in UTC, `0 2 * * *` for two o'clock every night; by default never.
         sanity: what a failed sanity check does: `warn`, or `block` what is made from the metrics.
         log_sets: also log every adversarial and inverted set to its MLflow run, as `testing_adversarial_METHOD.tar.gz`.
-        dynamic: nothing is declared: architectures, attacks and defences come as jobs ask for them, and each key
+        dynamic: nothing is declared: jobs add architectures, attacks and defences on demand, and each key
             carries its config, `fgm@eps=0.3@norm=2`.
         cell_limit: the most cells that one kind of asset may come to (architectures x attacks x defences): a slip in a
             sweep is refused before anything is made of it.
@@ -142,7 +142,7 @@ class ExperimentSpec:
         eot_samples: draws of a random defence in an adaptive attack.
         sanity: whether a failed sanity check warns or blocks.
         log_sets: whether adversarial and inverted sets are logged to MLflow as archives.
-        dynamic: whether architectures and attacks come as they are asked for, each key carrying its config.
+        dynamic: whether architectures and attacks are added on demand, each key carrying its config.
         gates: what the numbers of every model must reach.
         watch: which registered models are attacked beside those trained here.
         notify: who is told of registered versions that failed, or that could not be judged.
@@ -150,7 +150,7 @@ class ExperimentSpec:
         schedule: when they are all the same: five cron fields in UTC, or nothing.
         cell_limit: the most cells that one kind of asset may come to.
         branch: the part of the graph that is meant, where it is not the experiment itself: see :func:`branch_of`.
-        folder: where its file stands; empty where there is none.
+        folder: where its file is; empty for an experiment without a file.
         digest: of what the file says.
     """
 
@@ -182,7 +182,7 @@ class ExperimentSpec:
     def trains(self) -> bool:
         """Whether anything needs training images: nothing does where every recipe has `epochs: 0` and stays as it is.
 
-        Without them there is no asset `training_set`; image size and class names are those of `testing_set`.
+        Without training images there is no asset `training_set`; image size and class names are those of `testing_set`.
         """
         fits = any(defence.apply_fit for defence in self.defences.values())
         trained = any(recipe.epochs for recipe in self.architectures.values())
@@ -269,7 +269,7 @@ BRANCH = "registered_model"
 
 
 def branch_of(spec: ExperimentSpec) -> ExperimentSpec:
-    """The experiment as its branch of registered models sees it: their keys come as they are found, and no defence."""
+    """The experiment as its branch of registered models sees it: keys are added as models are found, no defences."""
     gates = tuple(gate for gate in spec.gates if gate.defence == NO_DEFENCE)
     return replace(spec, branch=BRANCH, architectures={}, poisonings={}, inversions={}, defences={}, gates=gates)
 
@@ -279,8 +279,9 @@ def _check_declared(file: ExperimentFile, where: str) -> None:
         raise ExperimentError(f"{where}, field 'architectures': {{}} is not allowed, at least 1 must be given")
     if file.watch and not file.attacks:
         raise ExperimentError(f"{where}, field 'attacks': {{}} is not allowed, with `watch` at least 1 must be given")
-    own = ("poisonings", "inversions", "defences")
-    if not file.architectures and not file.dynamic and (idle := next((one for one in own if getattr(file, one)), None)):
+    trained = ("poisonings", "inversions", "defences")
+    idle = next((section for section in trained if getattr(file, section)), None)
+    if not file.architectures and not file.dynamic and idle:
         raise ExperimentError(
             f"{where}, field {idle!r}: it needs models that are trained here, declare `architectures` or take it out"
         )

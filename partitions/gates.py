@@ -20,7 +20,7 @@ def gate_rules(
 
     Args:
         experiment: its name, for messages.
-        entries: a sentence each, or `{rule: SENTENCE, severity: warn}`.
+        entries: sentences, or `{rule: SENTENCE, severity: warn}`.
         families: family -> its attack keys.
         defences: names of the defences.
         watches: whether the experiment watches registered models, which alone have aliases.
@@ -46,7 +46,9 @@ def gate_rules(
         if gate.name in gates:
             raise ExperimentError(f"{where}: the rule is given twice")
         if gate.defence not in ("none", *defences):
-            raise ExperimentError(f"{where}: there is no defence {gate.defence!r}, {one_of(defences)}")
+            raise ExperimentError(
+                f"{where}: there is no defence {gate.defence!r}, available: {', '.join(defences) or 'none'}"
+            )
         if gate.alias and not watches:
             raise ExperimentError(
                 f"{where}: {gate.against!r} is an alias, which only registered models have: say `watch` in the file, or"
@@ -60,7 +62,7 @@ def gate_rules(
             ]
             raise ExperimentError(
                 f"{where}: no attack {gate.attack!r} has the metric {gate.metric!r}, "
-                f"{one_of(judged) if judged else 'none has'}"
+                f"available: {', '.join(judged) or 'none'}"
             )
         gates[gate.name] = gate
     return tuple(gates.values())

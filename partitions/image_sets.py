@@ -7,7 +7,7 @@ from partitions.dynamic_keys import short_key
 from partitions.entries import one_of
 from partitions.keys import ARCHITECTURE, ATTACK, DEFENCE, IMAGE_SET
 
-# The sets there are, and the dimensions that name a cell of each.
+# Kinds of stored sets, and the dimensions that name a cell of each.
 SETS: dict[str, tuple[str, ...]] = {
     "training_set": (),
     "testing_set": (),
@@ -23,7 +23,7 @@ LONGEST = 200
 
 
 def set_document(asset: str, partition: Mapping[str, str]) -> dict[str, Any]:
-    """A stored set as JSON values, which are kept for a set whose key is short."""
+    """A stored set as JSON values, kept for sets with a short key."""
     return {"asset": asset, "partition": dict(partition)}
 
 
@@ -42,7 +42,7 @@ def set_of(key: str) -> tuple[str, dict[str, str]]:
     asset, *keys = key.split(SEPARATOR)
     dimensions = SETS.get(asset, ())
     if asset == "defended_set" and len(keys) > 1:
-        keys = [keys[0], SEPARATOR.join(keys[1:])]  # the set that was defended has a key of its own
+        keys = [keys[0], SEPARATOR.join(keys[1:])]  # what follows is the key of the set that was defended
     if asset not in SETS or len(keys) != len(dimensions):
         example = SEPARATOR.join(["adversarial_set", "MODEL", "ATTACK"])
         raise ValueError(f"{key!r} names no stored set: write {example}; sets: {', '.join(SETS)}")

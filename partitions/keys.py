@@ -13,9 +13,9 @@ _KEY = re.compile(r"(?!\.)(?!.*\.\.\.)[A-Za-z0-9_.@=-]{1,100}")
 
 
 def is_key(key: str) -> bool:
-    """Whether `key` can be a partition key. Dagster takes a key with `|` into a dynamic dimension and then loses it.
+    """Whether `key` can be a partition key.
 
-    It reads three dots as a range of keys.
+    Dagster accepts a key with `|` in a dynamic dimension and then loses it, and reads three dots as a range of keys.
     """
     return _KEY.fullmatch(key) is not None
 

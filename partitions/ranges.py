@@ -1,4 +1,4 @@
-"""Cells that one run can take: a range of partition keys, which is a rectangle where there are two dimensions."""
+"""Cells that one run can take: a range of partition keys, which is a rectangle in two dimensions."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -8,15 +8,15 @@ Key = tuple[str, ...]
 def ranges(
     dimensions: Sequence[Sequence[str]], wanted: Collection[Key], most: int | None = None
 ) -> Iterator[list[Key]]:
-    """Cut a set of cells into few ranges.
+    """Cut a set of cells into a few ranges.
 
     A range holds every combination of neighbouring keys of the one dimension with neighbouring keys of the other.
-    Rows that want the same columns are taken together. The time is that of sorting the cells.
+    Rows that want the same columns are taken together. Takes as long as sorting the cells.
 
     Args:
         dimensions: the keys of one or two dimensions, in their order.
-        wanted: one key of each dimension a cell.
-        most: cells in a range; None for any number.
+        wanted: the cells, each with one key per dimension.
+        most: the most cells in a range; None for any number.
 
     Yields:
         The cells of a range, the first and the last of which are its ends.
@@ -42,7 +42,7 @@ def ranges(
 
 
 def _neighbours(places: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each row of whole numbers without a gap."""
+    """First and last of each run of consecutive numbers."""
     begins = [place for number, place in enumerate(places) if not number or places[number - 1] != place - 1]
     ends = [place for number, place in enumerate(places) if places[number + 1 : number + 2] != [place + 1]]
     return list(zip(begins, ends, strict=True))

@@ -37,7 +37,7 @@ def refusal(project: Lab) -> tuple[str, str]:
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown field": (
         {"atacks": {}},
-        ["experiment 'tiny', field 'atacks': there is no such field, allowed are", "attacks", "architectures"],
+        ["experiment 'tiny', field 'atacks': there is no such field, available:", "attacks", "architectures"],
     ),
     "unknown field of an attack": (
         {"attacks": {"fgm": {"epsilon": 0.1, "eps": 0.1}}},

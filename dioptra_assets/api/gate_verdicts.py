@@ -30,14 +30,14 @@ def verdicts(
     store: CellStore,
     version: str | None = None,
 ) -> pd.DataFrame:
-    """Every gate on every model of an experiment and every registered version that it has met, judged now.
+    """Judge every gate on every model of an experiment and on every registered version that it has attacked.
 
     Args:
         spec: the experiment.
         defs: the code location that it is part of.
         instance: where materializations are recorded.
         store: where the numbers are.
-        version: `NAME@VERSION`, to judge that one alone.
+        version: `NAME@VERSION`, to judge only that version.
 
     Returns:
         Rows of `GATE_COLUMNS`.
@@ -82,8 +82,8 @@ def _stale(
 ) -> dict[tuple[str, str], str]:
     """(architecture, attack) -> why the numbers are not those that the experiment asks for now.
 
-    Numbers are stale with anything that they are made from, however far up: Dagster calls a cell stale when what it is
-    made from directly has changed.
+    Numbers are stale when anything upstream is stale, however far up. Dagster calls a cell stale only when a direct
+    input has changed.
     """
     why: dict[tuple[str, str], str] = {}
     for family in gated_families(spec):
@@ -100,7 +100,7 @@ def _stale(
         for architecture in architectures:
             for attack in attacks:
                 judged_cell: Mapping[str, str] = {ARCHITECTURE: architecture, ATTACK: attack}
-                # What goes over all cells of an asset is told of its own cell when it is stale itself.
+                # An asset over all cells counts only when it is stale itself.
                 reasons = [cell for cell in stale if cell.partition.items() <= judged_cell.items()]
                 if reasons:
                     why[architecture, attack] = (

@@ -36,7 +36,7 @@ class Picture:
 
 
 def compare(experiment: str, first: str, second: str, *, attack: str | None = None) -> pd.DataFrame:
-    """Two models under the attacks of an experiment, each attacked itself.
+    """Compare two models under the attacks of an experiment. Each model is attacked directly.
 
     Args:
         experiment: its name.
@@ -45,35 +45,36 @@ def compare(experiment: str, first: str, second: str, *, attack: str | None = No
         attack: an attack key; the answer is then image by image.
 
     Returns:
-        One row an attack that both have met: `attack`, `n`, `first`, `second`, `difference` with its paired 95 %
-        interval `low` to `high`, `first_only`, `second_only` and `p_value` (McNemar). With `attack`, one row an image.
+        One row per attack that was evaluated on both: `attack`, `n`, `first`, `second`, `difference` with its paired
+        95 % interval `low` to `high`, `first_only`, `second_only` and `p_value` (McNemar). With `attack`, one row per
+        image.
 
     Raises:
-        LookupError: when there is nothing of a model, or no attack that both have met.
+        LookupError: when a model has no results, or no attack was evaluated on both.
     """
     if attack is not None:
         return compare_images(_examples(experiment, first, attack), _examples(experiment, second, attack))
-    met = [attack for attack in _attacks(experiment, first) if attack in set(_attacks(experiment, second))]
-    if not met:
+    shared = [attack for attack in _attacks(experiment, first) if attack in set(_attacks(experiment, second))]
+    if not shared:
         raise LookupError(f"{experiment}: no attack has been evaluated on both {first!r} and {second!r}")
     rows = [
         compare_rates(key, compare_images(_examples(experiment, first, key), _examples(experiment, second, key)))
-        for key in met
+        for key in shared
     ]
     return pd.DataFrame(rows, columns=[*COMPARISON_COLUMNS])
 
 
 def metrics(experiment: str, *, family: Family = "evasion", **partition: str) -> pd.DataFrame:
-    """The metric table of an experiment in the columns that are read first; `da.load` gives all of them.
+    """The metric table of an experiment, the most important columns only; `da.load` gives all of them.
 
     Args:
         experiment: its name.
         family: of the attacks: `evasion`, `poisoning` or `inversion`.
-        partition: dimension -> key, to leave out others.
+        partition: dimension -> key, to keep only those rows.
 
     Returns:
-        One row for each model, attack, target and defence: who, against what, `n`, and the rates that tell how it went
-        with their 95 % intervals, `_low` to `_high`.
+        One row per model, attack, target and defence: the names that identify it, `n`, and the rates with their 95 %
+        intervals, `_low` to `_high`.
 
     Raises:
         MissingCellError: when there is no such table.
@@ -85,45 +86,45 @@ def metrics(experiment: str, *, family: Family = "evasion", **partition: str) ->
 
 
 def history(experiment: str, image_id: str) -> pd.DataFrame:
-    """Everything that was done to one image: a row for each attack, source, target and defence.
+    """Everything that was done to one image: one row per attack, source, target and defence.
 
     Args:
         experiment: its name.
         image_id: as in the testing set.
 
     Raises:
-        LookupError: when no stored example table has such an image.
+        LookupError: when no stored example table has that image.
     """
     tables: list[pd.DataFrame] = []
     for asset in ("evasion_examples", f"{BRANCH}/evasion_examples"):
         for cell in _store().cells(f"{experiment}/{asset}"):
             table = load(cell.asset, **cell.partition)
             tables.append(table[table["image_id"] == image_id].drop(columns="adversarial_probabilities"))
-    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    if found.empty:
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if rows.empty:
         raise LookupError(f"{experiment}: no attacked image {image_id!r}; ids are those of the testing set")
-    return found
+    return rows
 
 
 def show(asset: str, *, images: int = 10, only: str = "all", **partition: str) -> Picture:
-    """A few images of a stored set with their labels; of an adversarial set, clean, attacked and their difference.
+    """A few images of a stored set with their labels. For an adversarial set: clean, attacked and the difference.
 
     Args:
         asset: key of an image set, e.g. `digits/adversarial_set`.
         images: how many, at least 1.
-        only: of an adversarial set `all`, `fooled` or `held`.
+        only: for an adversarial set: `all`, `fooled` or `held`.
         partition: dimension -> key.
 
     Raises:
-        LookupError: when there is no such image.
-        TypeError: when the asset is no image set.
+        LookupError: when no image fits `only`.
+        TypeError: when the asset is not an image set.
         ValueError: for an unknown `only`.
     """
     from dioptra_assets.robustness.reporting.plots import comparison_grid, image_grid
 
     image_set = load(asset, **partition)
     if not isinstance(image_set, ImageSet):
-        raise TypeError(f"{asset} is no image set, but {type(image_set).__name__}")
+        raise TypeError(f"{asset} is not an image set but a {type(image_set).__name__}: name an image set")
     names = image_set.class_names
     if not asset.endswith("/adversarial_set"):
         rows = np.arange(min(images, len(image_set)))
@@ -159,10 +160,10 @@ def _asset(experiment: str, model: str) -> str:
 
 def _attacks(experiment: str, model: str) -> list[str]:
     asset = _asset(experiment, model)
-    found = [cell.partition[ATTACK] for cell in _store().cells(asset) if cell.partition.get(ARCHITECTURE) == model]
-    if not found:
+    attacks = [cell.partition[ATTACK] for cell in _store().cells(asset) if cell.partition.get(ARCHITECTURE) == model]
+    if not attacks:
         raise LookupError(f"no cell of {asset} with architecture {model!r} has been materialized")
-    return found
+    return attacks
 
 
 def _examples(experiment: str, model: str, attack: str) -> pd.DataFrame:

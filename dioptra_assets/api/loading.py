@@ -37,7 +37,7 @@ __all__ = [
     "submit_job",
     "tracking_uri",
 ]
-ANY: list[str] = []  # stands for the keys of a dimension that come as they are asked for
+ANY: list[str] = []  # stands for the keys of a dynamic dimension, which are added on demand
 CELL_COLUMNS = ["asset", "kind", "data_version", "created", "bytes", "run_id"]
 
 
@@ -70,12 +70,12 @@ def load(asset: str, **partition: str) -> Any:
         beside = f"; materialized are {', '.join(paths[:5])}{' ...' if len(paths) > 5 else ''}" if paths else ""
         raise MissingCellError(f"{_why_missing(wanted)}{beside}")
     opened = [store.open(cell) for cell in matching]
-    if any(one.manifest.kind != tables.KIND for one in opened):
+    if any(stored.manifest.kind != tables.KIND for stored in opened):
         dimensions = ", ".join(f"{name}=" for name in sorted(set(matching[0].partition) - set(partition)))
         raise LookupError(
             f"{asset} has {len(matching)} cells, name one: {dimensions} of {[c.path for c in matching[:10]]}"
         )
-    return pd.concat([_with_dimensions(one) for one in opened], ignore_index=True)
+    return pd.concat([_with_dimensions(stored) for stored in opened], ignore_index=True)
 
 
 def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
@@ -87,8 +87,8 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
             every version that it has met.
 
     Returns:
-        One row a gate and cell: `rule`, `severity`, `architecture`, `attack`, `metric`, `value` with its 95 % interval
-        `low` to `high`, `n`, `limit`, `against` (the version it is held against), `status` (passed, failed, or not
+        One row per gate and cell: `rule`, `severity`, `architecture`, `attack`, `metric`, `value` with its 95 %
+        interval `low` to `high`, `n`, `limit`, `against` (the version it is held against), `status` (passed, failed, or not
         judged), `why` it was not, and `passed`. Numbers that are missing, stale, or failed their sanity checks are not
         judged.
 
@@ -107,7 +107,7 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
 
 
 def cells(asset: str) -> pd.DataFrame:
-    """The cells of an asset that have been materialized, one row each.
+    """The cells of an asset that have been materialized, one row per cell.
 
     Args:
         asset: key with slashes; an experiment's name gives all cells of the experiment.
@@ -166,9 +166,9 @@ def materialize(
         Which cells were computed, failed or skipped, and how many were up to date.
 
     Raises:
-        UnknownExperimentError: when there is no such experiment, or its cells come as jobs ask for them.
+        UnknownExperimentError: when there is no such experiment, or its cells are added on demand by jobs.
         ClaimedError: when the experiment is another checkout's, and is declared otherwise there.
-        SelectionError: an asset or a cell that the experiment does not have.
+        SelectionError: when the experiment has no such asset or cell.
         ExperimentError: when the file of the experiment is wrong.
     """
     from dioptra_assets.definitions import defs, experiment_spec
@@ -199,7 +199,7 @@ def _cells(store: CellStore, prefix: str) -> list[Cell]:
 
 
 def _refuse_unknown(name: str, store: CellStore) -> None:
-    """Refuse a name that is neither of an experiment or an asset, nor of anything that was stored."""
+    """Refuse a name that belongs to no experiment, no asset and nothing in the store."""
     try:
         declared = set(_dimensions(name))
     except Exception:  # noqa: BLE001 - a wrong experiment file must not hide what is stored
@@ -208,11 +208,11 @@ def _refuse_unknown(name: str, store: CellStore) -> None:
     names = {"/".join(asset.split("/")[:depth]) for asset in known for depth in range(1, asset.count("/") + 2)}
     if name and name not in names:
         near = get_close_matches(name, names, n=3) or sorted(asset for asset in names if "/" not in asset)
-        raise LookupError(f"there is no experiment and no asset {name!r}, there are {', '.join(near)}")
+        raise LookupError(f"there is no experiment and no asset {name!r}, available: {', '.join(near)}")
 
 
 def _why_missing(cell: Cell) -> str:
-    """What stands in the way of loading a cell: it is not computed yet, or no experiment has it under that name."""
+    """Why a cell cannot be loaded: it has not been computed, or no experiment has a cell of that name."""
     try:
         dimensions = _dimensions(cell.asset)
     except ExperimentError as error:
@@ -230,25 +230,25 @@ def _why_missing(cell: Cell) -> str:
 
 
 def _wrong_name(cell: Cell, dimensions: Mapping[str, Mapping[str, list[str]]]) -> str | None:
-    """What of a cell's name no experiment has, with what there is."""
+    """The part of a cell's name that no experiment has, and what is available instead."""
     experiments = sorted({asset.partition("/")[0] for asset in dimensions})
     if (experiment := cell.asset.partition("/")[0]) not in experiments:
         near = get_close_matches(experiment, experiments, n=3) or experiments
-        return f"there is no experiment {experiment!r}, there are {', '.join(near)}"
+        return f"there is no experiment {experiment!r}, available: {', '.join(near)}"
     if cell.asset not in dimensions:
         near = get_close_matches(cell.asset, dimensions, n=3) or sorted(dimensions)
-        return f"no experiment has an asset {cell.asset!r}, there are {', '.join(near)}"
+        return f"no experiment has an asset {cell.asset!r}, available: {', '.join(near)}"
     allowed = dimensions[cell.asset]
     for dimension, key in cell.partition.items():
         if dimension not in allowed:
-            return f"{cell.asset} has no dimension {dimension!r}, it has {', '.join(allowed) or 'none'}"
+            return f"{cell.asset} has no dimension {dimension!r}, available: {', '.join(allowed) or 'none'}"
         if allowed[dimension] is not ANY and key not in allowed[dimension]:
-            return f"{cell.asset} has no {dimension} {key!r}, there are {', '.join(allowed[dimension])}"
+            return f"{cell.asset} has no {dimension} {key!r}, available: {', '.join(allowed[dimension])}"
     return None
 
 
 def _dimensions(asked: str) -> dict[str, dict[str, list[str]]]:
-    """Asset -> dimension -> keys of every asset of every experiment, ANY where none are declared.
+    """Asset -> dimension -> keys, for every asset of every experiment; ANY for a dynamic dimension.
 
     Raises:
         ExperimentError: when the file of the experiment that is asked for is wrong.
@@ -262,7 +262,7 @@ def _dimensions(asked: str) -> dict[str, dict[str, list[str]]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = defs().resolve_asset_graph()
-    found: dict[str, dict[str, list[str]]] = {}
+    keys_of: dict[str, dict[str, list[str]]] = {}
     refuse_broken(graph, asked.partition("/")[0])
     broken = mistakes(graph)
     for asset in graph.get_all_asset_keys():
@@ -270,11 +270,11 @@ def _dimensions(asked: str) -> dict[str, dict[str, list[str]]]:
             continue
         names, definition = tuple(graph.get(asset).metadata[DIMENSIONS]), graph.get(asset).partitions_def
         if is_dynamic(definition):
-            found[asset.to_user_string()] = dict.fromkeys(names, ANY)
+            keys_of[asset.to_user_string()] = dict.fromkeys(names, ANY)
             continue
         cells = [partition_of(names, key) for key in definition.get_partition_keys()] if definition else []
-        found[asset.to_user_string()] = {name: list(dict.fromkeys(cell[name] for cell in cells)) for name in names}
-    return found
+        keys_of[asset.to_user_string()] = {name: list(dict.fromkeys(cell[name] for cell in cells)) for name in names}
+    return keys_of
 
 
 def _with_dimensions(stored: StoredCell) -> pd.DataFrame:

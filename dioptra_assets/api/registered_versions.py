@@ -26,7 +26,7 @@ def versions(experiment: str) -> pd.DataFrame:
         experiment: its name.
 
     Returns:
-        One row a version and attack: `name`, `version`, `registered` (UTC), `attack`, `n`, and `clean_accuracy` and
+        One row per version and attack: `name`, `version`, `registered` (UTC), `attack`, `n`, and `clean_accuracy` and
         `robust_accuracy`, each with its 95 % interval `_low` to `_high`.
 
     Raises:
@@ -45,23 +45,23 @@ def verdicts(experiment: str) -> pd.DataFrame:
         experiment: its name.
 
     Returns:
-        One row a version: `version` (`NAME@VERSION`), `status` (passed, failed, not judged or waiting), `why`,
+        One row per version: `version` (`NAME@VERSION`), `status` (passed, failed, not judged or waiting), `why`,
         `tries` that have failed in a row, `next_try` and `found` (UTC), and `digest`, the SHA-256 of the model file.
     """
     with home_instance() as instance:
         present = _registered(experiment, instance)
-        found = {key: one for key, one in verdicts_of(experiment, instance).items() if key in present}
+        known = {key: verdict for key, verdict in verdicts_of(experiment, instance).items() if key in present}
     rows = [
         {
             "version": key,
-            "status": one.status,
-            "why": one.why,
-            "tries": one.tries,
-            "next_try": pd.Timestamp(one.next_try, unit="s", tz="UTC") if one.status == "waiting" else pd.NaT,
-            "found": pd.Timestamp(one.at, unit="s", tz="UTC"),
-            "digest": one.digest,
+            "status": verdict.status,
+            "why": verdict.why,
+            "tries": verdict.tries,
+            "next_try": pd.Timestamp(verdict.next_try, unit="s", tz="UTC") if verdict.status == "waiting" else pd.NaT,
+            "found": pd.Timestamp(verdict.at, unit="s", tz="UTC"),
+            "digest": verdict.digest,
         }
-        for key, one in sorted(found.items(), key=lambda item: item[1].registered)
+        for key, verdict in sorted(known.items(), key=lambda item: item[1].registered)
     ]
     return pd.DataFrame(rows, columns=["version", "status", "why", "tries", "next_try", "found", "digest"])
 
@@ -99,6 +99,6 @@ def follow(experiment: str, log: Callable[[str], None] = print) -> pd.DataFrame:
 def _registered(experiment: str, instance: "DagsterInstance | None" = None) -> list[str]:
     """The versions that are partitions: those that the registry held at the last look."""
     if instance is None:
-        with home_instance() as own:
-            return _registered(experiment, own)
+        with home_instance() as opened:
+            return _registered(experiment, opened)
     return list(instance.get_dynamic_partitions(dynamic_dimension(experiment, BRANCH)))

@@ -55,10 +55,10 @@ class Job:
         id: the Dagster run.
         entry_point: its name.
         status: queued, started, finished or failed.
-        cell: path of the cell that it is about, once there is one.
+        cell: path of the cell that it made, once known.
         mlflow_run_id: the MLflow run of that cell.
         error: why it failed.
-        unused: a sentence for each parameter that was accepted and changes nothing here; known where it was submitted.
+        unused: one sentence per parameter that was accepted and has no effect; known only to whoever submitted it.
     """
 
     id: str
@@ -71,7 +71,7 @@ class Job:
 
 
 def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str | Sequence[str] | None = None) -> Job:
-    """Run an entry point: on the server that `DIOPTRA_ASSETS_SERVER` names, at once and here where it names none.
+    """Run an entry point on the server that `DIOPTRA_ASSETS_SERVER` names; if it names none, now and in this process.
 
     Args:
         entry_point: its name, e.g. `fgm`.
@@ -79,11 +79,11 @@ def submit_job(entry_point: str, entry_point_kwargs: str = "", depends_on: str |
         depends_on: ids of jobs that must have finished before.
 
     Returns:
-        The job: on a server as it was queued, here as it ended.
+        The job: queued on a server, or finished in this process.
 
     Raises:
-        EntryPointError: for an unknown entry point, and unknown or ill-typed parameters, with the list of the allowed.
-        ServerError: where the server refused the job or did not answer.
+        EntryPointError: for an unknown entry point, and unknown or ill-typed parameters, with what is allowed.
+        ServerError: when the server refused the job or did not answer.
     """
     entry, parameters = demos.entry_point(entry_point), parse_kwargs(entry_point_kwargs)
     config_of(entry, parse_parameters(entry, parameters), model="model")
@@ -99,7 +99,7 @@ def get_job_by_id(job_id: str) -> Job:
 
     Raises:
         LookupError: when there is no such job.
-        ServerError: where the server did not answer.
+        ServerError: when the server did not answer.
     """
     server = _server()
     return _job(job_id, *(_asked(server, job_id) if server else _recorded(job_id)))
@@ -183,7 +183,7 @@ def _graphql(server: str) -> Any:
 def _reason(error: Exception) -> str:
     """What the server said, without the query that Dagster's client puts before it."""
     said = getattr(error.__cause__, "errors", None)
-    return "; ".join(str(one.get("message", one)) for one in said) if said else str(error)
+    return "; ".join(str(mistake.get("message", mistake)) for mistake in said) if said else str(error)
 
 
 def _submitted(server: str, entry_point: str, config: dict[str, Any]) -> Job:
@@ -206,11 +206,11 @@ def _submitted(server: str, entry_point: str, config: dict[str, Any]) -> Job:
 def _asked(server: str, job_id: str) -> tuple[str, dict[str, str]]:
     client = _graphql(server)
     try:
-        found = client._execute(_RUN_QUERY, {"id": job_id})["runOrError"]
+        answer = client._execute(_RUN_QUERY, {"id": job_id})["runOrError"]
     except Exception as error:
         raise ServerError(
             f"Dagster's server {server} did not say what became of job {job_id}: {_reason(error)}"
         ) from error
-    if found["__typename"] != "Run":
+    if answer["__typename"] != "Run":
         raise LookupError(f"there is no job {job_id!r} on {server}")
-    return found["status"], {tag["key"]: tag["value"] for tag in found["tags"]}
+    return answer["status"], {tag["key"]: tag["value"] for tag in answer["tags"]}

@@ -66,7 +66,7 @@ def engine() -> str:
     """
     name = os.environ.get(EXECUTOR_VARIABLE) or "in_process"
     if name not in ENGINES:
-        raise SettingError(f"{EXECUTOR_VARIABLE}={name}: there is no such executor, there are {', '.join(ENGINES)}")
+        raise SettingError(f"{EXECUTOR_VARIABLE}={name}: there is no such executor, available: {', '.join(ENGINES)}")
     if find_spec(ENGINES[name]) is None:
         raise SettingError(
             f"{EXECUTOR_VARIABLE}={name}: the package {ENGINES[name]} is not installed:"

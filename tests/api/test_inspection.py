@@ -54,7 +54,7 @@ def test_sets_show_themselves_with_labels(looking: Lab) -> None:
 
 
 def test_what_cannot_be_shown_is_said(looking: Lab) -> None:
-    with pytest.raises(TypeError, match="tiny/report is no image set"):
+    with pytest.raises(TypeError, match="tiny/report is not an image set"):
         da.show("tiny/report")
     with pytest.raises(ValueError, match="'some' is not allowed, available: all, fooled, held"):
         da.show("tiny/adversarial_set", only="some", architecture="le_net", attack="weak")

@@ -118,11 +118,11 @@ def test_an_empty_home_lists_nothing(blank: Lab, monkeypatch: pytest.MonkeyPatch
 
 def test_cells_of_an_unknown_name_are_no_empty_table(blank: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(definitions, "defs", blank.defs)
-    with pytest.raises(LookupError, match=r"there is no experiment and no asset 'tinny', there are tiny$"):
+    with pytest.raises(LookupError, match=r"there is no experiment and no asset 'tinny', available: tiny$"):
         da.cells("tinny")
-    with pytest.raises(LookupError, match=r"no asset 'tiny/evasion_metric', there are tiny/evasion_metrics, "):
+    with pytest.raises(LookupError, match=r"no asset 'tiny/evasion_metric', available: tiny/evasion_metrics, "):
         da.cells("tiny/evasion_metric")
-    with pytest.raises(MissingCellError, match=r"^there is no experiment 'tinny', there are tiny$"):
+    with pytest.raises(MissingCellError, match=r"^there is no experiment 'tinny', available: tiny$"):
         da.load("tinny/transfer_matrix")
 
 
@@ -220,19 +220,23 @@ def test_missing_cells_of_an_asset_name_the_command_that_makes_them_all(
 @pytest.mark.parametrize(
     ("asset", "partition", "sentence"),
     [
-        ("tinny/report", {}, "there is no experiment 'tinny', there are tiny"),
-        ("tiny/evasion_metric", {}, "no experiment has an asset 'tiny/evasion_metric', there are tiny/evasion_metrics"),
-        ("tiny/model", {"arch": "le_net"}, "tiny/model has no dimension 'arch', it has architecture"),
+        ("tinny/report", {}, "there is no experiment 'tinny', available: tiny"),
+        (
+            "tiny/evasion_metric",
+            {},
+            "no experiment has an asset 'tiny/evasion_metric', available: tiny/evasion_metrics",
+        ),
+        ("tiny/model", {"arch": "le_net"}, "tiny/model has no dimension 'arch', available: architecture"),
         (
             "tiny/model",
             {"architecture": "lenet"},
-            "tiny/model has no architecture 'lenet', there are shallow_net, le_net",
+            "tiny/model has no architecture 'lenet', available: shallow_net, le_net",
         ),
-        ("tiny/report", {"attack": "weak"}, "tiny/report has no dimension 'attack', it has none"),
+        ("tiny/report", {"attack": "weak"}, "tiny/report has no dimension 'attack', available: none"),
         (
             "tiny/adversarial_set",
             {"a": "le_net", "b": "weak"},
-            "tiny/adversarial_set has no dimension 'a', it has architecture, attack",
+            "tiny/adversarial_set has no dimension 'a', available: architecture, attack",
         ),
     ],
 )

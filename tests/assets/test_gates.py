@@ -180,9 +180,9 @@ def test_the_command_says_what_is_not_an_experiment_and_what_asks_nothing(
         ([EASY, EASY], "the rule is given twice"),
         (
             ["robust_accuracy >= 0.5 for pgd"],
-            "no attack 'pgd' has the metric 'robust_accuracy', it must be one of fgm_",
+            "no attack 'pgd' has the metric 'robust_accuracy', available: fgm_",
         ),
-        (["ra >= 0.5"], "no attack '*' has the metric 'ra', none has"),
+        (["ra >= 0.5"], "no attack '*' has the metric 'ra', available: none"),
         (["asr <= 0.5 behind jpeg"], "there is no defence 'jpeg'"),
         ([{"rule": EASY, "severity": "stop"}], "'stop' is not allowed, it must be one of block, warn"),
         (["asr no worse than @champion"], "'@champion' is an alias, which only registered models have: say `watch`"),

@@ -216,7 +216,7 @@ def test_no_text_is_anything_but_a_key_or_a_sentence(text: str):
         ("fgm@eps.big=1", ", field 'eps.big': eps has no fields here"),
         (
             "baseline@trigger.colour=1",
-            ", field 'trigger.colour': there is no such field, allowed are trigger.pattern, trigger.size, "
+            ", field 'trigger.colour': there is no such field, available: trigger.pattern, trigger.size, "
             "trigger.position, trigger.value",
         ),
         ("le_net@madry=null@madry.eps=0.3", ", field 'madry.eps': madry has no fields here"),

@@ -112,7 +112,7 @@ def test_every_mistake_of_an_entry_has_a_sentence():
         "number",
         "experiment 'digits', architectures entry 'le_net', field 'optimizer': 'adamw' is not allowed, it must be "
         "'rmsprop', 'adam', 'adagrad' or 'sgd'",
-        "experiment 'digits', architectures entry 'le_net', field 'layers': there is no such field, allowed are "
+        "experiment 'digits', architectures entry 'le_net', field 'layers': there is no such field, available: "
         f"{', '.join(TrainingRecipe.model_fields)}",
     ]
 

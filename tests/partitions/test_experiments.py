@@ -55,7 +55,7 @@ def test_a_right_experiment_is_typed_and_complete():
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
         {"colour": "red"},
-        "experiment 'digits', field 'colour': there is no such field, allowed are"
+        "experiment 'digits', field 'colour': there is no such field, available:"
         f" {', '.join(ExperimentFile.model_fields)}",
     ),
     (
@@ -104,7 +104,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"data": {"source": "digits", "size": 28}},
-        "experiment 'digits', field 'data.size': there is no such field, allowed are source, image_size, test_fraction,"
+        "experiment 'digits', field 'data.size': there is no such field, available: source, image_size, test_fraction,"
         " seed",
     ),
     (
@@ -194,7 +194,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"attacks": {"fgm": {"eps": 0.3, "epsilon": 0.3}}},
-        "experiment 'digits', attacks entry 'fgm', field 'epsilon': there is no such field, allowed are"
+        "experiment 'digits', attacks entry 'fgm', field 'epsilon': there is no such field, available:"
         f" {', '.join(FastGradientMethod.model_fields)}",
     ),
     (
