@@ -23,7 +23,7 @@ OWNER_VARIABLE = "DIOPTRA_ASSETS_OWNER"
 
 
 class ClaimedError(RuntimeError):
-    """The experiment of that name in the store is another checkout's, and is declared otherwise there."""
+    """The experiment of that name in the store belongs to another checkout and is declared differently there."""
 
 
 class Claim(BaseModel):
@@ -63,7 +63,7 @@ def _place(store: CellStore, folder: Path) -> str:
 
 
 def keep_to_claim(store: CellStore, experiment: str, folder: str, digest: str) -> None:
-    """Refuse to compute cells of others, see :func:`refuse_others`; an experiment that is nobody's becomes ours.
+    """Refuse to compute cells of others, see :func:`refuse_others`; claim an experiment that nobody owns.
 
     Raises:
         ClaimedError, StoreError: see there.
@@ -75,7 +75,7 @@ def keep_to_claim(store: CellStore, experiment: str, folder: str, digest: str) -
 
 
 def refuse_others(store: CellStore, experiment: str, folder: str, digest: str) -> None:
-    """Refuse what would replace or remove cells of an experiment that is others' and is declared otherwise there.
+    """Refuse to replace or remove cells of an experiment that others own and declare differently.
 
     Raises:
         ClaimedError: naming them, and what to do.
@@ -85,8 +85,8 @@ def refuse_others(store: CellStore, experiment: str, folder: str, digest: str) -
     if theirs and mine.owner != theirs.owner and mine.digest != theirs.digest:
         raise ClaimedError(
             f"experiment {experiment!r} in {store.url} belongs to {theirs.owner} ({theirs.user} on {theirs.host}, since"
-            f" {theirs.since}), and its file there says something else than {folder}: each would replace what the other"
-            f" computed. Rename your folder {experiment!r} to keep both; or `dioptra-assets claim {experiment}` makes"
+            f" {theirs.since}), and its file there differs from {folder}: each would replace what the other computed."
+            f" Rename your folder {experiment!r} to keep both; or `dioptra-assets claim {experiment}` makes"
             f" it yours; or set {OWNER_VARIABLE} to one name wherever the two are meant to be the same"
         )
 
@@ -95,7 +95,7 @@ def claim_of(store: CellStore, experiment: str) -> Claim | None:
     """Who an experiment belongs to, None where nobody has computed it.
 
     Raises:
-        ClaimedError: when the file that says so cannot be read any more.
+        ClaimedError: when the file that says so is damaged.
     """
     content = store.get(_path(experiment))
     if content is None:

@@ -14,24 +14,23 @@ from resources.executors.engines import engine, gpus_per_cell
 from resources.executors.gpus import take_slot
 from resources.imports import loading
 
-# What TensorFlow writes at every start, whatever its log level is set to: news of no consequence, and on a machine
-# without a GPU that there is none. The device is recorded with each cell instead.
+# What TensorFlow writes at every start, whatever its log level: unimportant news and, on a machine without a GPU, that
+# it found none. The device is recorded with each cell instead.
 CHATTER = re.compile(
     r"I\d{4} |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|To enable the following instructions"
 )
 
 
 def device() -> str:
-    """What a cell that has been computed in this process ran on, without importing TensorFlow for it."""
+    """The device that this process computes cells on, without importing TensorFlow to find out."""
     return prepare_device() if "tensorflow" in sys.modules else "CPU"
 
 
 def prepare_device() -> str:
-    """Make TensorFlow share a GPU and repeat itself, and say what it runs on.
+    """Make TensorFlow share a GPU and compute deterministically, and say which device it uses.
 
-    Called before a cell does any work with TensorFlow; after the first time it costs nothing. Memory growth keeps one
-    cell from taking a whole GPU. Where each step has a process of its own, that process keeps one GPU of several for
-    itself.
+    Called before a cell does any work with TensorFlow; every call but the first is free. Memory growth keeps one cell
+    from taking a whole GPU. Where each step runs in a separate process, that process reserves one of several GPUs.
 
     Returns:
         `GPU NAME` or `CPU`.
@@ -59,7 +58,7 @@ def _prepared() -> str:
 
 @contextmanager
 def _without_chatter() -> Generator[None]:
-    """Pass on what native code writes to stderr meanwhile, less the chatter."""
+    """Pass on what native code writes to stderr in the body, without the chatter."""
     if "tensorflow" in sys.modules:
         yield
         return

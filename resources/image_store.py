@@ -34,7 +34,7 @@ PIXELS = "pixels"
 INDEX = "index.parquet"
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 64 << 20
-# Of sets that cell after cell reads, so much is held in memory: the testing sets of MNIST and smaller ones.
+# Memory for sets that many cells read: enough for the testing set of MNIST.
 KEPT_BYTES = 64 << 20
 
 
@@ -63,7 +63,7 @@ def write_image_set(
 
     Raises:
         NonFiniteError: when a pixel is NaN or infinite, naming its image.
-        ValueError: when a pixel lies outside [0, 1], there is no image, or batches, index, shape and `n` do not agree.
+        ValueError: when a pixel lies outside [0, 1], the set is empty, or batches, index, shape and `n` do not agree.
     """
     cell = destination.cell
     if n < 1:
@@ -97,7 +97,7 @@ def read_image_set(stored: StoredCell) -> ImageSet:
 
 
 def read_often(stored: StoredCell) -> ImageSet:
-    """The set of a cell that other cells ask for too: a small one is read once by a process, and then held.
+    """The set of a cell that other cells need too. A process reads a small set once and keeps it in memory.
 
     A version never changes, so what is held is what is stored. Its pixels cannot be written to.
     """
@@ -134,14 +134,14 @@ class StoredPixels:
         self._stored = stored
         facts = stored.manifest.attributes
         self.shape: tuple[int, ...] = (facts["n"], *facts["image_shape"])
-        # Chunks carry checksums of their own, what says how to decode them does not.
+        # Chunks carry checksums; the file that says how to decode them does not.
         stored.read(f"{PIXELS}/zarr.json")
         objects = stored.store.open_prefix(f"{stored.prefix}/{PIXELS}")
         read_only = ObjectStore(objects, read_only=True)
         self._array: zarr.Array[Any] = _ZARR.open_array(store=read_only, mode="r", zarr_format=3)
         if self._array.shape != self.shape or self._array.dtype != np.float32:
-            found = f"holds {self._array.dtype} of shape {self._array.shape}, not float32 of {self.shape}"
-            raise DamagedCellError(damage(stored.cell, f"{stored.prefix}/{PIXELS}", found))
+            fault = f"holds {self._array.dtype} of shape {self._array.shape}, not float32 of {self.shape}"
+            raise DamagedCellError(damage(stored.cell, f"{stored.prefix}/{PIXELS}", fault))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         try:

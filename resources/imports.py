@@ -1,7 +1,7 @@
-"""Loading libraries without looking for garbage meanwhile.
+"""Importing libraries with the garbage collector off.
 
-TensorFlow alone makes more than a million objects, none of them garbage, and while they are made Python looks through
-all of them again and again: an eighth of the time of a single job.
+TensorFlow alone creates more than a million objects, none of them garbage, and Python scans them again and again while
+they are created: an eighth of the time of a single job.
 """
 
 import gc
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Generator[None]:
-    """Look for no garbage until the body, which imports, has ended.
+    """Keep the garbage collector off while the body imports.
 
-    In a process that has called :func:`gc.freeze`, what was loaded is not looked through later on either. A notebook
-    has not: objects of its user's would be kept with the libraries.
+    In a process that has called :func:`gc.freeze`, the imported objects are not scanned later either. A notebook does
+    not call it: it would freeze objects of the user as well.
     """
     collecting = gc.isenabled()
     gc.disable()

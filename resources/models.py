@@ -52,7 +52,7 @@ def read_history(stored: StoredCell) -> pd.DataFrame:
 
 
 def read_model(stored: StoredCell) -> "keras.Model":
-    """The model of a cell; one that this process has loaded before is given again."""
+    """The model of a cell, cached within this process."""
     return _load(_Version(stored))
 
 

@@ -1,4 +1,4 @@
-"""Passwords of URLs do not reach messages, logs or the history of runs."""
+"""Keeping passwords in URLs out of messages, logs and the history of runs."""
 
 import re
 

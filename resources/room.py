@@ -14,7 +14,7 @@ class NoRoomError(RuntimeError):
 
 
 def no_room(error: BaseException, folder: Path) -> NoRoomError | None:
-    """The sentence for an error that was caused by a full disk under a folder; None for any other error."""
+    """The message for an error caused by a full disk under a folder; None for any other error."""
     step: BaseException | None = error
     while step is not None:
         if _is_full(step):

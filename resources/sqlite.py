@@ -67,7 +67,7 @@ class _Kept:
         """Make the database of a run as a copy of one that was as new, which Dagster's migrations take long to make.
 
         Returns:
-            Whether it was made: not where this process has made none yet, nor where there is one already.
+            Whether it was made. It is not if this process has made none yet, or if the database exists.
         """
         if self._beginning is None or path.exists():
             return False
@@ -96,9 +96,9 @@ class _Kept:
 
 
 def _synchronous(connection: Any, _: Any) -> None:
-    """Do not wait for the disk at each event: its log keeps SQLite sound, and a power cut loses the last events alone.
+    """Do not wait for the disk at each event: the log keeps SQLite sound, and a power cut loses only the last events.
 
-    Their cells are then computed again. Nothing is lost where a process is killed.
+    Their cells are then computed again. Nothing is lost when a process is killed.
     """
     connection.execute("PRAGMA synchronous = NORMAL")
 
@@ -162,7 +162,7 @@ class _EventLogStorage(SqliteEventLogStorage):
 
 
 def _kept(storage: Any) -> _Kept:
-    """Of a storage whose constructor is Dagster's, and asks for connections before it ends."""
+    """The open databases of a storage. Made on demand: Dagster's constructors ask for connections before they end."""
     return storage.__dict__.setdefault("kept", _Kept())
 
 

@@ -51,7 +51,7 @@ REMOTE_TIMEOUT = timedelta(seconds=30)
 CONNECT_TIMEOUT = timedelta(seconds=5)
 # Parts of a file on their way at once: four of 5 MB still arrive within the timeout at 6 Mbit/s.
 UPLOADS = 4
-# From so many cells on one listing of their asset takes the place of one a cell; and how many are read at once.
+# From this many cells on, one listing of their asset replaces one listing per cell; and how many are read at once.
 LISTED = 20
 READERS = 16
 # Where the usual variables name an S3 server; only one that is written with http:// is spoken to without TLS.
@@ -63,7 +63,7 @@ class StoreError(RuntimeError):
 
 
 class StoreRefusedError(StoreError):
-    """The server of the store does not take these credentials, or has no such bucket: waiting does not mend it."""
+    """The server of the store refuses these credentials or has no such bucket: waiting does not help."""
 
 
 class MissingCellError(LookupError):
@@ -75,11 +75,11 @@ class DamagedCellError(RuntimeError):
 
 
 class OtherFormatError(StoreError):
-    """Something was written by a release that stores in another format; it is whole, and not for this one."""
+    """Written by a release that uses another format: intact, but not readable by this release."""
 
 
 class LostCellError(DamagedCellError):
-    """What was materialized is not in the store any more, or nothing leads to it."""
+    """What was materialized is no longer in the store, or nothing points to it."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Format(BaseModel):
 
 @dataclass(frozen=True)
 class StoredCell:
-    """A version that can be read: its manifest has been checked, and all its files are there at their full size."""
+    """A version that can be read: its manifest has been checked, and all its files are there in full size."""
 
     store: "CellStore"
     cell: Cell
@@ -192,7 +192,7 @@ class StoredCell:
         other.put(f"{self.cell.path}/{CURRENT}", pointer.model_dump_json().encode())
 
     def check_sizes(self) -> None:
-        """Compare which files there are, and their sizes, with the manifest, without reading any.
+        """Compare the files and their sizes with the manifest, without reading any.
 
         Raises:
             DamagedCellError: naming the first file that differs.
@@ -200,8 +200,8 @@ class StoredCell:
         sizes = self.store.sizes(self.prefix)
         for name, record in self.manifest.files.items():
             if sizes.get(name) != record.size:
-                found = f"has {sizes[name]:,} bytes of {record.size:,}" if name in sizes else "is missing"
-                raise DamagedCellError(damage(self.cell, f"{self.prefix}/{name}", found))
+                fault = f"has {sizes[name]:,} bytes of {record.size:,}" if name in sizes else "is missing"
+                raise DamagedCellError(damage(self.cell, f"{self.prefix}/{name}", fault))
 
 
 class CellWriter:
@@ -224,11 +224,11 @@ class CellWriter:
         self.files[name] = FileRecord(size=len(content), sha256=sha256(content))
 
     def commit(self, data_version: str, attributes: Mapping[str, Any]) -> StoredCell:
-        """Serve this version from now on; keep the served one, to the byte, where it says the same already.
+        """Serve this version from now on. A served version that says the same is kept, to the byte.
 
         Args:
-            data_version: hash of the content; what is made from this cell is stale where it changes.
-            attributes: JSON facts for readers. Where they alone differ they are served, under the same data version.
+            data_version: hash of the content; when it changes, everything made from this cell is stale.
+            attributes: JSON facts for readers. If only they differ, the data version stays the same.
 
         Returns:
             The version that is served now.
@@ -256,12 +256,12 @@ class CellWriter:
         # Another writer may have taken the files of a very slow one for those of a killed one.
         stored.check_sizes()
         self.guard()
-        # A put that is cut off may have arrived all the same: from here on this version may be the served one.
+        # A put that was interrupted may have arrived: from here on this version may be the one that is served.
         self.keep = True
         pointer = Pointer(version=self.version, manifest_sha256=sha256(content))
         self.store.put(f"{self.cell.path}/{CURRENT}", pointer.model_dump_json().encode())
         self.committed = stored
-        # What could not be tidied up now is tidied up by the next write.
+        # What cannot be removed now is removed by the next write.
         with contextlib.suppress(StoreError):
             self.store.prune(self.cell, keep={self.version, *([current.version] if current else [])})
         return stored
@@ -368,7 +368,7 @@ class CellStore:
             raise self._failure(f"read {path}", error) from error
 
     def at(self, cell: Cell) -> Destination:
-        """The place of a cell, for a writer that is no run."""
+        """Where a cell is written, outside any run."""
         return Destination(self, cell)
 
     def open(self, cell: Cell) -> StoredCell:
@@ -415,15 +415,15 @@ class CellStore:
         return stored
 
     def version_of(self, folder: str) -> str | None:
-        """The version that is served in the folder of a cell; None where there is none, or the pointer is damaged."""
+        """The version that is served in the folder of a cell; None where nothing is, or the pointer is damaged."""
         with contextlib.suppress(ValidationError):
             return Pointer.model_validate_json(self.get(f"{folder}/{CURRENT}") or b"").version
         return None
 
     def found(self, cells: Collection[Cell]) -> dict[Cell, StoredCell]:
-        """Those of some cells of one asset that can be read, as :meth:`find` tells one by one, in their order.
+        """The cells of one asset that can be read, in the given order; the same as asking :meth:`find` for each.
 
-        Many are looked up in one listing, and their pointers and manifests read several at a time.
+        Many cells are looked up in one listing, and their pointers and manifests are read several at a time.
         """
         if len(cells) < LISTED:
             return {cell: stored for cell in cells if (stored := self.find(cell))}
@@ -431,8 +431,8 @@ class CellStore:
         files: dict[str, dict[str, int]] = defaultdict(dict)
         served: set[str] = set()
         for path, size in self._list(asset).items():
-            if found := IN_A_VERSION.match(path):
-                files[found["folder"]][found["name"]] = size
+            if file := IN_A_VERSION.match(path):
+                files[file["folder"]][file["name"]] = size
             elif path.endswith(f"/{CURRENT}"):
                 served.add(path.removesuffix(f"/{CURRENT}"))
 
@@ -440,8 +440,8 @@ class CellStore:
             if cell.path not in served:
                 return None
             with contextlib.suppress(DamagedCellError):
-                if found := self._served(cell.path):
-                    version, manifest = found
+                if current := self._served(cell.path):
+                    version, manifest = current
                     sizes, records = files[cell.path], manifest.files.items()
                     if all(sizes.get(f"{version}/{name}") == record.size for name, record in records):
                         return StoredCell(self, cell, version, manifest)
@@ -449,7 +449,7 @@ class CellStore:
             return self.find(cell)
 
         with ThreadPoolExecutor(READERS) as pool:
-            return {cell: one for cell, one in zip(cells, pool.map(look, cells), strict=True) if one}
+            return {cell: stored for cell, stored in zip(cells, pool.map(look, cells), strict=True) if stored}
 
     def cells(self, prefix: str) -> list[Cell]:
         """Every cell that is served below an asset key or an experiment, in the order of their paths.
@@ -463,8 +463,8 @@ class CellStore:
         for path, moment in self._written(prefix).items():
             if path.endswith(f"/{CURRENT}"):
                 pointers.add(path.removesuffix(f"/{CURRENT}"))
-            elif (found := IN_A_VERSION.match(path)) and A_MANIFEST.fullmatch(found["name"]):
-                written[found["folder"]] = max(moment, written.get(found["folder"], moment))
+            elif (file := IN_A_VERSION.match(path)) and A_MANIFEST.fullmatch(file["name"]):
+                written[file["folder"]] = max(moment, written.get(file["folder"], moment))
         # A manifest that has just been written is about to get its pointer.
         settled = datetime.now(UTC) - SETTLED
         lost = [folder for folder, moment in written.items() if folder not in pointers and moment < settled]
@@ -482,7 +482,7 @@ class CellStore:
         return self._list(prefix)
 
     def forget(self, cell: Cell) -> None:
-        """Serve nothing of a cell any more; its versions stay until they are removed."""
+        """Stop serving a cell; its versions stay until they are removed."""
         try:
             obstore.delete(self.objects, f"{cell.path}/{CURRENT}")
         except FileNotFoundError:
@@ -553,7 +553,7 @@ class CellStore:
         return StoreError(f"cannot {what} in {self.url}: {reason}")
 
     def check_answer(self) -> None:
-        """Ask the store one question, so that a server that is away or refuses is known before any work is done.
+        """Ask the store one question, to learn before any work is done that a server is down or refuses.
 
         Raises:
             StoreError: see :class:`StoreRefusedError`.
@@ -600,13 +600,13 @@ class StoreResource(dg.ConfigurableResource[CellStore]):
 
 
 def missing_message(cell: Cell) -> str:
-    """Names a cell that is missing and the command that makes it."""
+    """The message for a missing cell, with the command that makes it."""
     key = "|".join(cell.partition[dimension] for dimension in sorted(cell.partition))
     return f"{cell} has not been materialized: `{command_for(cell.asset, key)}` makes it"
 
 
 def command_for(asset: str, key: str) -> str:
-    """The command that makes a cell, and what it is made from; the same in every shell."""
+    """The command that makes a cell and its inputs; the same in every shell."""
     experiment, _, name = asset.partition("/")
     return f"dioptra-assets materialize {experiment} --asset '{name}'" + (f" --cell '{key}'" if key else "")
 
@@ -623,7 +623,7 @@ def sha256(content: bytes) -> str:
 
 def _lost_pointer(folder: str) -> str:
     return (
-        f"{folder} is lost: there are versions of it, and no pointer {folder}/{CURRENT} says which is served (it was"
+        f"{folder} is lost: it has versions, but no pointer {folder}/{CURRENT} says which is served (it was"
         " deleted, or the process that wrote the first was killed); materialize the cell again, or restore the file"
     )
 

@@ -1,4 +1,4 @@
-"""Tables: one Parquet file a cell."""
+"""Tables: one Parquet file per cell."""
 
 import hashlib
 import io
@@ -39,9 +39,9 @@ def read_table(stored: StoredCell) -> pd.DataFrame:
 
 
 def read_tables(stored: Sequence[StoredCell], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The tables of some cells below each other, or some of their columns; the same as reading each and joining them.
+    """The tables of several cells as one, or some of their columns; the same as reading each and concatenating.
 
-    Several are read at a time, and made one before pandas sees them: of a small table that is what takes long.
+    Several are read at a time, and joined before pandas sees them: for small tables the conversion takes longest.
     """
 
     def read(cell: StoredCell) -> Any:
@@ -58,7 +58,7 @@ def read_tables(stored: Sequence[StoredCell], columns: Sequence[str] | None = No
 def packed(table: pd.DataFrame) -> tuple[bytes, str]:
     """A table as Parquet, and the hash of the table that reading it back gives.
 
-    Types that Parquet does not know (a whole number beside a None) come back as others, and readers' table is hashed.
+    Types that Parquet does not know (an integer beside a None) come back as others, so what readers get is hashed.
     """
     content = to_parquet(table)
     return content, table_hash(from_parquet(content))

@@ -19,10 +19,10 @@ def post(url: str, text: str) -> None:
 
     Args:
         url: the address of the webhook.
-        text: what is cut where it is longer than 3,000 characters.
+        text: cut after 3,000 characters.
 
     Raises:
-        WebhookError: it was not taken, after a few tries.
+        WebhookError: it was not accepted after a few tries.
     """
     import requests
     from requests.adapters import HTTPAdapter
@@ -49,5 +49,5 @@ def post(url: str, text: str) -> None:
 
 
 def plain(text: str) -> str:
-    """Text of others that nothing in a message takes for mark-up, a link or a mention."""
+    """Text from others, escaped: nothing in it is read as mark-up, a link or a mention."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -88,9 +88,9 @@ def gates(experiment: str, version: str | None = None) -> pd.DataFrame:
 
     Returns:
         One row per gate and cell: `rule`, `severity`, `architecture`, `attack`, `metric`, `value` with its 95 %
-        interval `low` to `high`, `n`, `limit`, `against` (the version it is held against), `status` (passed, failed, or not
-        judged), `why` it was not, and `passed`. Numbers that are missing, stale, or failed their sanity checks are not
-        judged.
+        interval `low` to `high`, `n`, `limit`, `against` (the version it is held against), `status` (passed, failed, or
+        not judged), `why` it was not, and `passed`. Numbers that are missing, stale, or failed their sanity checks are
+        not judged.
 
     Raises:
         UnknownExperimentError: when there is no such experiment.

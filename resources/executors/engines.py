@@ -3,7 +3,7 @@
 | `DIOPTRA_ASSETS_EXECUTOR` | steps run | further settings |
 |---|---|---|
 | `in_process` (default) | one after the other in the run's process, which imports TensorFlow once | |
-| `multiprocess` | each in a process of its own, which keeps one GPU of several for itself | |
+| `multiprocess` | each in a separate process, which reserves one of several GPUs | |
 | `celery` | in warm workers (`make worker`), keep TensorFlow imported | `DIOPTRA_ASSETS_CELERY_BROKER`, see below |
 | `ray` | each as a job of a Ray cluster | `RAY_ADDRESS`, default `http://127.0.0.1:8265` |
 | `k8s` | each as a Kubernetes job, with the image and namespace of Dagster's `K8sRunLauncher` | |
@@ -62,7 +62,7 @@ def engine() -> str:
     """The engine that was chosen.
 
     Raises:
-        SettingError: when there is no such engine, or its package is not installed.
+        SettingError: when the engine is unknown, or its package is not installed.
     """
     name = os.environ.get(EXECUTOR_VARIABLE) or "in_process"
     if name not in ENGINES:

@@ -1,4 +1,4 @@
-"""Which GPUs there are, and which of them a process works on.
+"""Which GPUs are visible, and which of them a process uses.
 
 A process that sees several takes one slot and sees that GPU alone from then on; the slot is a lock on a file, which the
 system gives back when the process ends, however it ends.
@@ -47,7 +47,7 @@ def take_slot(gpus_per_process: float, folder: Path | None = None) -> str:
         folder: where the locks are; the same for all processes of a machine.
 
     Returns:
-        The GPU, or empty where there is no choice.
+        The GPU, or empty if the machine has none to choose from.
     """
     gpus = visible_gpus()
     if _held or len(gpus) < 2 or gpus_per_process <= 0:

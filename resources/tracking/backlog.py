@@ -195,9 +195,9 @@ def write_backlog(tracking: Tracking, store: CellStore) -> Written:
         StoreError: the store cannot be read.
     """
     entries = [path.rpartition("/")[0] for path in store.sizes(FOLDER) if path.endswith("/entry.json")]
-    found = {entry: _content(store, entry) for entry in entries}
+    contents = {entry: _content(store, entry) for entry in entries}
     done = Written(waiting=len(entries))
-    for entry in sorted(entries, key=lambda entry: found[entry].get("start", 0)):
+    for entry in sorted(entries, key=lambda entry: contents[entry].get("start", 0)):
         if not _claimed(store, entry):
             continue  # another process is at it
         try:

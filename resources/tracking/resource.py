@@ -187,8 +187,8 @@ class Tracking(dg.ConfigurableResource[Any]):
             except MlflowException as error:
                 if error.error_code not in _NO_EXPERIMENT:
                     raise
-        self._experiments[experiment] = found = self._experiment_id(client, experiment)
-        return client.create_run(found, **arguments)
+        self._experiments[experiment] = experiment_id = self._experiment_id(client, experiment)
+        return client.create_run(experiment_id, **arguments)
 
     def known_run(self, run_id: str) -> "CellRun":
         """A run that is there already, to log more to it.
@@ -251,7 +251,7 @@ class Tracking(dg.ConfigurableResource[Any]):
             `into/NAME@VERSION.keras`.
 
         Raises:
-            LookupError: there is no such version.
+            LookupError: the version does not exist.
             ModelRefused: it was not registered by :meth:`CellRun.register_model`, or was altered since.
             TrackingUnavailable: MLflow cannot be reached.
         """
@@ -301,7 +301,7 @@ class Tracking(dg.ConfigurableResource[Any]):
             `into/NAME@VERSION.keras`; nothing has looked into it yet.
 
         Raises:
-            LookupError: there is no such version, or it has no file yet.
+            LookupError: the version does not exist, or has no file yet.
             ModelRefused: it holds no `.keras` file or several, or was altered since it was registered here.
             TrackingUnavailable: MLflow cannot be reached.
         """
@@ -366,7 +366,7 @@ class Tracking(dg.ConfigurableResource[Any]):
         """One version of a registered model.
 
         Raises:
-            LookupError: there is no such version.
+            LookupError: the version does not exist.
             TrackingUnavailable: MLflow does not answer.
         """
         from mlflow.exceptions import MlflowException
@@ -429,7 +429,7 @@ class Tracking(dg.ConfigurableResource[Any]):
         """The tags of an MLflow run.
 
         Raises:
-            LookupError: when there is no such run.
+            LookupError: when the run does not exist.
             TrackingUnavailable: when MLflow does not answer.
         """
         from mlflow.exceptions import MlflowException
@@ -447,7 +447,7 @@ class Tracking(dg.ConfigurableResource[Any]):
         """The tags of a version of a registered model; None is the newest.
 
         Raises:
-            LookupError: when there is no such model or version.
+            LookupError: when the model or version does not exist.
             TrackingUnavailable: when MLflow does not answer.
         """
         client = self._connect()

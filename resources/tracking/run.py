@@ -98,7 +98,7 @@ class CellRun:
             self.log_artifact(path, None if target.parent == PurePosixPath() else str(target.parent))
 
     def register_model(self, name: str, model_path: Path, tags: Mapping[str, str]) -> str:
-        """Upload a trained model and make it a new version of a registered model. One model a run.
+        """Upload a trained model and make it a new version of a registered model. One model per run.
 
         Args:
             name: registered model, created where it is missing; see :func:`registered_name`.

@@ -31,7 +31,7 @@ def test_an_experiment_belongs_to_whoever_computed_it_first(store: CellStore) ->
     with pytest.raises(ClaimedError) as raised:
         keep_to_claim(store, "digits", "/b/digits", "two")
     said = str(raised.value)
-    assert "belongs to /a/digits (" in said and "something else than /b/digits" in said
+    assert "belongs to /a/digits (" in said and "its file there differs from /b/digits" in said
     for way in ("Rename your folder", "`dioptra-assets claim digits`", "DIOPTRA_ASSETS_OWNER"):
         assert way in said
     assert "\n" not in said

@@ -394,7 +394,7 @@ def test_a_damaged_file_is_an_error_that_names_it(
     path = files_of(store)[name]
     damage(path)
     if (name, how) == ("CURRENT", "deleted"):
-        with pytest.raises(LostCellError, match=f"{CELL.path} is lost: there are versions of it, and no pointer"):
+        with pytest.raises(LostCellError, match=f"{CELL.path} is lost: it has versions, but no pointer"):
             store.open(CELL)
     else:
         # A pointer whose version was altered leads to a manifest that is not there.

@@ -249,7 +249,7 @@ class StoreLife(RuleBasedStateMachine):
     def no_cell_lies(self) -> None:
         for cell in CELLS:
             if cell in self.lost:
-                with pytest.raises(LostCellError, match=r"is lost: there are versions of it"):
+                with pytest.raises(LostCellError, match=r"is lost: it has versions"):
                     self.store.open(cell)
             elif cell in self.damaged:
                 with pytest.raises(DamagedCellError, match=f"^{cell.path} is damaged: {cell.path}/"):

@@ -55,7 +55,8 @@ def test_an_unknown_executor_is_named_beside_those_there_are(monkeypatch: pytest
     with pytest.raises(engines.SettingError) as raised:
         engines.executor()
     assert str(raised.value) == (
-        "DIOPTRA_ASSETS_EXECUTOR=slurm: there is no such executor, available: in_process, multiprocess, celery, ray, k8s"
+        "DIOPTRA_ASSETS_EXECUTOR=slurm: there is no such executor,"
+        " available: in_process, multiprocess, celery, ray, k8s"
     )
 
 
