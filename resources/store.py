@@ -45,7 +45,7 @@ CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
 # A superseded version stays this long for readers that opened it before it was superseded.
 KEEP_SUPERSEDED = timedelta(hours=1)
-# Between a manifest and its pointer lie a look at the sizes and one at the run.
+# Between a manifest and its pointer, the sizes of the files and the state of the run are checked.
 SETTLED = timedelta(minutes=1)
 REMOTE_TIMEOUT = timedelta(seconds=30)
 CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -253,7 +253,7 @@ class CellWriter:
                 return current
         stored = StoredCell(self.store, self.cell, self.version, manifest)
         self.store.put(f"{stored.prefix}/{MANIFEST}", content)
-        # Another writer may have taken the files of a very slow one for those of a killed one.
+        # Another writer may have mistaken this writer, if it was very slow, for a killed one and removed its files.
         stored.check_sizes()
         self.guard()
         # A put that was interrupted may have arrived: from here on this version may be the one that is served.
@@ -505,7 +505,7 @@ class CellStore:
         if content is None:
             raise DamagedCellError(damage(folder, path, f"is lost, or {named_by}, which leads to it, was altered"))
         if sha256(content) != pointer.manifest_sha256:
-            what = f"has not the digest that {named_by} holds of it: one of the two was altered"
+            what = f"does not have the digest that {named_by} holds for it: one of the two was altered"
             raise DamagedCellError(damage(folder, path, what))
         try:
             written = _Format.model_validate_json(content).format

@@ -1,12 +1,12 @@
-"""What MLflow could not be told is kept beside the cells, and told when it is back.
+"""What could not be logged to MLflow is kept beside the cells, and logged when MLflow is back.
 
-A cell never waits for MLflow longer than one deadline, and never fails for it. What it has to say is said at once where
-that is possible; the rest, in the order it was said, goes to the store:
+A cell never waits for MLflow longer than one deadline, and never fails because of it. It logs at once where that is
+possible; the remaining calls go to the store, in their order:
 
     mlflow-backlog/ID/...            files to upload
     mlflow-backlog/ID/entry.json     the run and its calls; written last
 
-:func:`write_backlog` writes it to MLflow, whoever made it and on whatever machine.
+:func:`write_backlog` writes them to MLflow, from any user and any machine.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ CLAIM_EXPIRES = timedelta(minutes=10)
 
 
 class TrackedRun(CellRun):
-    """The MLflow run of a cell that keeps what MLflow does not take now. Nothing here raises for MLflow's sake.
+    """The MLflow run of a cell, which keeps what MLflow does not accept now. Nothing here raises because of MLflow.
 
     Attributes:
-        run_id: MLflow's id of the run, empty where none could be opened.
-        why: why something has to wait, empty where nothing has.
+        run_id: MLflow's id of the run; empty if none could be opened.
+        why: why something has to wait; empty if nothing has to.
     """
 
     def __init__(self, tracking: Tracking, experiment: str, name: str, tags: Mapping[str, str]) -> None:
@@ -94,7 +94,7 @@ class TrackedRun(CellRun):
         return str(version or WAITING)
 
     def close(self, status: str, store: CellStore) -> None:
-        """End the run; what MLflow was not told goes to the store, and so does what is left of a run cut short."""
+        """End the run; what could not be logged goes to the store, also after an interrupt."""
         if not self.why and self._open_run:
             with self._reaching():
                 self._tracking.end_run(self.run_id, status)
@@ -142,12 +142,12 @@ def tracked_run(
 
     Args:
         tracking: MLflow.
-        store: where what MLflow cannot be told waits.
+        store: keeps what cannot be logged now.
         experiment: name of the MLflow experiment.
         name: shown as the name of the run.
         tags: of the run.
         params: of the run.
-        log: gets a line where something has to wait.
+        log: called with a line if something has to wait.
     """
     run = TrackedRun(tracking, experiment, name, tags)
     status = "FINISHED"
@@ -161,7 +161,7 @@ def tracked_run(
         try:
             run.close(status, store)
             if run.why:
-                log(f"{name} is not logged to MLflow yet, what it says waits in {store.url}/{FOLDER}: {run.why}")
+                log(f"{name} is not logged to MLflow yet, its record waits in {store.url}/{FOLDER}: {run.why}")
         except StoreError as error:
             log(f"{name} is not logged to MLflow: {run.why}; nor could it be kept: {error}")
 
@@ -176,8 +176,8 @@ class Written:
 
     Attributes:
         runs: the MLflow run that each entry was written to.
-        waiting: how many entries wait on.
-        why: why they do, empty where none does.
+        waiting: how many entries still wait.
+        why: why they do; empty if none does.
     """
 
     runs: list[WrittenRun] = field(default_factory=list[WrittenRun])
@@ -186,10 +186,10 @@ class Written:
 
 
 def write_backlog(tracking: Tracking, store: CellStore) -> Written:
-    """Tell MLflow what waits, the oldest first; stops at the first that it does not take.
+    """Log to MLflow what waits, the oldest first; stops at the first entry that MLflow does not accept.
 
-    What was cut off is taken up again: a run is found by its tag, and a call that was made is made again with the same
-    effect. Two who do this at once do not write an entry twice.
+    An interrupted entry is resumed: its run is found by its tag, and repeating a call has no further effect. Two
+    processes at once do not write an entry twice.
 
     Raises:
         StoreError: the store cannot be read.
@@ -215,10 +215,10 @@ def write_backlog(tracking: Tracking, store: CellStore) -> Written:
 
 
 def copy_backlog(store: CellStore, other: CellStore) -> None:
-    """Have another store hold what waits for MLflow too; what an entry says comes last, as when it was written."""
+    """Copy what waits for MLflow to another store; each `entry.json` is written last, as in the original."""
     paths = [f"{FOLDER}/{name}" for name in store.sizes(FOLDER) if not name.endswith("/claim")]
     for path in sorted(paths, key=lambda path: path.endswith("/entry.json")):
-        if (content := store.get(path)) is not None:  # else MLflow was told of it meanwhile
+        if (content := store.get(path)) is not None:  # else it was logged in the meantime
             other.put(path, content)
 
 
@@ -227,7 +227,7 @@ def _content(store: CellStore, entry: str) -> dict[str, Any]:
 
 
 def _remove(store: CellStore, names: list[str], entry: str) -> None:
-    """Remove files of an entry: what it says after what it uploads, the claim last."""
+    """Remove files of an entry: `entry.json` after the files to upload, the claim last."""
     for name in sorted(names, key=lambda name: (name == "claim", name == "entry.json")):
         with contextlib.suppress(FileNotFoundError):
             obstore.delete(store.objects, f"{FOLDER}/{entry}/{name}")

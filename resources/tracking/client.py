@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PROBE_TIMEOUT = 5.0
-CALL_DEADLINE = 10.0  # of one call, however it trickles; twice MLFLOW_HTTP_REQUEST_TIMEOUT where that is more
+CALL_DEADLINE = 10.0  # of one call, even if data keeps trickling in; twice MLFLOW_HTTP_REQUEST_TIMEOUT if that is more
 SLOWEST_TRANSFER = 10**6  # bytes a second that an upload or download may take
 MIGRATION_TIMEOUT = 120.0
 
@@ -35,7 +35,7 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def with_deadline(client: "MlflowClient") -> "MlflowClient":
-    """A client whose calls end in time. For servers: a SQLite file waits for its own lock alone."""
+    """A client whose calls have a deadline. For servers: a SQLite file waits only for its own lock."""
     return cast("MlflowClient", Deadlined(client, call_deadline()))
 
 

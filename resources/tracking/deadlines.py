@@ -1,4 +1,4 @@
-"""Calls that end in time: whoever is asked may hang, or answer one byte a second, which no read timeout notices."""
+"""Calls with a deadline: a server may hang, or answer one byte per second, which no read timeout notices."""
 
 import contextvars
 import threading
@@ -9,10 +9,10 @@ Result = TypeVar("Result")
 
 
 def within(seconds: float, call: Callable[..., Result], *arguments: Any, **keywords: Any) -> Result:
-    """What a call gives, if it gives it in time.
+    """The result of a call, if it ends in time.
 
-    The call runs in a thread of its own. A thread cannot be stopped, so one that is late goes on by itself and what it
-    gives is dropped; it does not keep the process from ending.
+    The call runs in a separate thread. A thread cannot be stopped, so a late call goes on and its result is dropped;
+    it does not keep the process from ending.
 
     Raises:
         TimeoutError: after `seconds`.
@@ -39,7 +39,7 @@ def within(seconds: float, call: Callable[..., Result], *arguments: Any, **keywo
 
 
 class Deadlined:
-    """An object whose methods all end in time: those of the object behind it, each as :func:`within` calls it."""
+    """A proxy whose methods all have a deadline: each calls the object behind it through :func:`within`."""
 
     def __init__(self, behind: Any, seconds: float) -> None:
         self._behind = behind
@@ -56,5 +56,5 @@ class Deadlined:
         return in_time
 
     def given(self, seconds: float) -> "Deadlined":
-        """The same with another deadline, for what is known to take longer."""
+        """The same object with another deadline, for calls that are known to take longer."""
         return Deadlined(self._behind, seconds)

@@ -1,6 +1,6 @@
 """MLflow for a user's own ops and assets: dagster-mlflow's resource, bound to where this project tracks.
 
-It is there under the name `mlflow` for whatever stands in the same code location:
+It is available under the name `mlflow` to everything in the same code location:
 
     @dg.asset(required_resource_keys={"mlflow"})
     def leaderboard(context):

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-# After a failure MLflow is asked only now and then, each time after twice as long, whoever asks in this process: the
-# cells of a backfill do not wait for its timeouts one after the other.
+# After a failure this process asks MLflow only now and then, each time after twice the pause, so that the cells of a
+# backfill do not wait for its timeouts one after the other.
 RETRY_AFTER = 30.0
 RETRY_AT_MOST = 120.0
 CONNECTING = "connecting"
@@ -61,7 +61,7 @@ class TrackingUnavailable(RuntimeError):  # noqa: N818 - a state of the world, n
 
 
 class ModelRefused(ValueError):  # noqa: N818 - named for what happened to the model
-    """A registered model is not, byte for byte, the one file that was registered."""
+    """A registered model is not, byte for byte, the file that was registered."""
 
 
 def registered_name(experiment: str, tag: str, architecture: str) -> str:
@@ -523,7 +523,7 @@ class Tracking(dg.ConfigurableResource[Any]):
         return scheme
 
     def _experiment_id(self, client: "MlflowClient", name: str) -> str:
-        """Several cells may want a new experiment at once: whoever comes second uses the one of the first."""
+        """Several cells may need a new experiment at once: the second uses the one that the first created."""
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(name)
@@ -554,9 +554,9 @@ class Tracking(dg.ConfigurableResource[Any]):
 
     @contextmanager
     def reaching(self, doing: str) -> Generator[None]:
-        """Turn what goes wrong in MLflow, its database or its artefact store into TrackingUnavailable.
+        """Turn errors of MLflow, its database or its artefact store into TrackingUnavailable.
 
-        Wrong arguments stay what they are: a mistake of the caller that waiting does not mend.
+        Errors about wrong arguments are raised as they are: waiting does not help a mistake of the caller.
         """
         where = f"MLflow at {without_passwords(self.mlflow_tracking_uri)}"
         outage = _outages.get(self.mlflow_tracking_uri)
@@ -577,7 +577,7 @@ class Tracking(dg.ConfigurableResource[Any]):
             _outages.pop(self.mlflow_tracking_uri, None)
 
     def ask_again(self) -> None:
-        """Ask MLflow the next time, however often it did not answer: a person says that it is back."""
+        """Ask MLflow again the next time, however often it failed: a person says that it is back."""
         _outages.pop(self.mlflow_tracking_uri, None)
 
 

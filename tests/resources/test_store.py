@@ -468,7 +468,7 @@ def test_a_pointer_whose_digest_was_altered_is_named_beside_the_manifest(store: 
     path = files_of(store)["CURRENT"]
     pointer = json.loads(path.read_text())
     path.write_text(json.dumps(pointer | {"manifest_sha256": "0" * 64}))
-    said = r"manifest\.json has not the digest that \S+/CURRENT holds of it: one of the two was altered"
+    said = r"manifest\.json does not have the digest that \S+/CURRENT holds for it: one of the two was altered"
     with pytest.raises(DamagedCellError, match=said):
         store.open(CELL)
 
