@@ -90,9 +90,10 @@ def test_rows_in_another_order_give_the_same_table():
 
 @pytest.mark.parametrize("argument", ["adversarial", "distances"])
 def test_a_dropped_batch_is_an_error_that_names_its_images(argument):
-    short = {"adversarial": _predictions([0, 2, 2, 0]), "distances": _distances()}[argument].iloc[:2]
+    whole: dict[str, Any] = {"adversarial": _predictions([0, 2, 2, 0]), "distances": _distances()}
+    short: dict[str, Any] = {argument: whole[argument].iloc[:2]}
     with pytest.raises(ValueError, match=r"le_net\|fgm_0.3 on shallow_net .* lack 2 of 4 images: c, d"):
-        _table(**{argument: short})
+        _table(**short)
 
 
 def test_a_doubled_image_is_an_error_that_names_it():
