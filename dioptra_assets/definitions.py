@@ -14,7 +14,7 @@ from dioptra_assets.runs.launch import UnknownExperimentError
 from partitions.experiment_files import read_attributes
 from partitions.experiments import ExperimentSpec, parse_experiment
 from resources import settings
-from resources.executors.engines import executor
+from resources.executors.choice import executor
 from resources.redacted import without_passwords
 from resources.store import StoreResource
 from resources.tracking.own_server import own_mlflow

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from resources.executors.engines import engine, gpus_per_cell
+from resources.executors.choice import engine, gpus_per_cell
 from resources.executors.gpus import take_slot
 from resources.imports import loading
 

@@ -199,7 +199,7 @@ def _definitions(folder: Path) -> Any:
     from dioptra_assets.definitions import resource_definitions
     from dioptra_assets.experiment import experiment_assets
     from partitions.experiments import parse_experiment
-    from resources.executors.engines import executor
+    from resources.executors.choice import executor
 
     spec = parse_experiment(NAME, json.loads((folder / "experiment.json").read_text()))
     return dg.Definitions(assets=experiment_assets(spec), resources=resource_definitions(), executor=executor())

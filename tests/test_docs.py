@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import dioptra_assets as da
-from docs import command_line, fields, records
+from docs import command_line, fields, report_schema
 from tests.test_rooms import ARROWS
 
 pytestmark = pytest.mark.quick
@@ -34,7 +34,7 @@ def test_the_page_of_commands_is_the_one_the_commands_give() -> None:
 
 
 def test_the_schema_of_a_report_is_the_one_the_types_give() -> None:
-    assert records.SCHEMA.read_bytes() == records.schema(), "run `python -m docs.records`"
+    assert report_schema.SCHEMA.read_bytes() == report_schema.schema(), "run `python -m docs.report_schema`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

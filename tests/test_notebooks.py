@@ -80,7 +80,7 @@ def test_first_steps_runs_and_shows_sets_tables_curve_and_report(
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(elsewhere)}}).execute()
 
     pages = outputs_of(notebook, "text/html")
-    assert any("360 images of 16 x 16 x 1" in page for page in pages), "an image set shows itself"
+    assert any("360 images of 8 x 8 x 1" in page for page in pages), "an image set shows itself"
     assert any("iframe" in page for page in pages), "the report shows itself"
     assert outputs_of(notebook, "image/png"), "the security curve is drawn"
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))

@@ -10,7 +10,7 @@ import dagster as dg
 import pandas as pd
 
 from dioptra_assets.assets.cell_context import DIMENSIONS, asset_key
-from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench, gated_families, rules_of
+from dioptra_assets.assets.gate_evidence import SEPARATOR, GateBench, gated_families, rules_of
 from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.dagster_internals import partition_loading_context
 from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS

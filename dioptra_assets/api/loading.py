@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dioptra_assets.api.submission import Job, get_job_by_id, submit_job
-from dioptra_assets.assets.values import Report, value_of
+from dioptra_assets.assets.python_values import Report, value_of
 from partitions.entries import ExperimentError
 from resources import settings, tables
 from resources.claims import keep_to_claim

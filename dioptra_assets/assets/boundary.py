@@ -34,14 +34,14 @@ from dioptra_assets.assets.retries import (
     try_again_where_the_store_is_away,
 )
 from dioptra_assets.assets.reuse import RECIPE, Inputs, recipe_of, twin_of
-from dioptra_assets.assets.shown import MLFLOW_RUN_ID, column_schema, shown
+from dioptra_assets.assets.ui_metadata import MLFLOW_RUN_ID, column_schema, shown
 from partitions.attacks import Family
 from partitions.definitions import dynamic_dimension, partitions_of
 from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, partition_key_of, partition_of
 from resources import settings
 from resources.compute import device
-from resources.executors.engines import backfill_policy, gpu_tags
+from resources.executors.choice import backfill_policy, gpu_tags
 from resources.store import Cell, CellStore, StoredCell, StoreResource
 from resources.tracking.backlog import TrackedRun, tracked_run
 from resources.tracking.resource import Tracking

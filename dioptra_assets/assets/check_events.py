@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from dioptra_assets.assets.shown import shown
+from dioptra_assets.assets.ui_metadata import shown
 from dioptra_assets.dagster_internals import AssetCheckEvaluationTargetMaterializationData
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from dioptra_assets.assets.boundary import cell_asset
 from dioptra_assets.assets.cell_context import CellContext, CellResult, asset_key
 from dioptra_assets.assets.check_events import partitioned_check
-from dioptra_assets.assets.gate_bench import GateBench, gated_families, rules_of
+from dioptra_assets.assets.gate_evidence import GateBench, gated_families, rules_of
 from dioptra_assets.assets.sanity import MODEL_SANITY
 from dioptra_assets.robustness.evaluation.gates import GATE_COLUMNS, PASSED, Gate, blocks, said
 from partitions.attacks import Family

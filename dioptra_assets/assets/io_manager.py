@@ -11,7 +11,7 @@ import dagster as dg
 
 from dioptra_assets.assets.boundary import IO_MANAGER
 from dioptra_assets.assets.cell_context import DIMENSIONS
-from dioptra_assets.assets.values import value_of
+from dioptra_assets.assets.python_values import value_of
 from partitions.keys import partition_of
 from resources.store import Cell, CellStore
 

@@ -20,7 +20,7 @@ from dioptra_assets.command_line.display import showing
 from resources import settings
 
 if TYPE_CHECKING:
-    from dioptra_assets.entry_points.model import EntryPoint
+    from dioptra_assets.entry_points.entry_point import EntryPoint
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console()
@@ -330,7 +330,7 @@ def run_entry_point(
     """Run one entry point in the workbench. Unknown parameters are refused, with a list of those available."""
     from dioptra_assets.api.submission import ServerError, submit_job
     from dioptra_assets.entry_points.demos import ENTRY_POINTS, entry_point
-    from dioptra_assets.entry_points.model import EntryPointError
+    from dioptra_assets.entry_points.entry_point import EntryPointError
 
     if name is None:
         table = Table("entry point", "what it does", title="dioptra-assets run ENTRY_POINT [-P name=value ...]")
@@ -398,7 +398,7 @@ def mlflow_backlog() -> None:
     """Log to MLflow what could not be logged while it was unreachable. `materialize` also does this when it ends."""
     import dagster as dg
 
-    from dioptra_assets.runs.backlog import tell_mlflow
+    from dioptra_assets.runs.tell_mlflow import tell_mlflow
     from resources.store import CellStore
     from resources.tracking.resource import Tracking
 
@@ -419,7 +419,7 @@ def main() -> None:
     """Run the command line. An expected error is printed as one line, without a traceback."""
     from partitions.entries import ExperimentError
     from resources.claims import ClaimedError
-    from resources.room import NoRoomError, no_room
+    from resources.full_disk import NoRoomError, no_room
     from resources.store import DamagedCellError, MissingCellError, StoreError
 
     try:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
 
-from dioptra_assets.entry_points.model import MADRY_EPS, SWITCH, WORKBENCH, EntryPoint, EntryPointError, Parameter
+from dioptra_assets.entry_points.entry_point import MADRY_EPS, SWITCH, WORKBENCH, EntryPoint, EntryPointError, Parameter
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import DEFENCES
 from dioptra_assets.robustness.inversion.miface import ModelInversion

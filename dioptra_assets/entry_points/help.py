@@ -5,7 +5,7 @@ from typing import NamedTuple
 from pydantic import create_model
 from pydantic_core import PydanticUndefined
 
-from dioptra_assets.entry_points.model import EntryPoint, Parameter
+from dioptra_assets.entry_points.entry_point import EntryPoint, Parameter
 from partitions.keys import key_text
 
 _BOUNDS = {

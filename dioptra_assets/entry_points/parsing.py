@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticUndefined
 
-from dioptra_assets.entry_points.model import (
+from dioptra_assets.entry_points.entry_point import (
     MADRY_EPS,
     RUN_IDS,
     SWITCH,

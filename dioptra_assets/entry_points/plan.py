@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dioptra_assets.assets.keyed_configs import KEYED_CONFIG
-from dioptra_assets.entry_points.model import EntryPoint, EntryPointError, Target
+from dioptra_assets.entry_points.entry_point import EntryPoint, EntryPointError, Target
 from dioptra_assets.entry_points.parsing import config_of, target_of
 from partitions.attacks import Family
 from partitions.dynamic_keys import config_key, is_short

@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from dioptra_assets.registered_versions.announcing import announced
-from dioptra_assets.registered_versions.asked_runs import VERSIONS_TAG
 from dioptra_assets.registered_versions.registry import Seen
+from dioptra_assets.registered_versions.runs_so_far import VERSIONS_TAG
 from dioptra_assets.registered_versions.verdicts import Verdict
 from dioptra_assets.registered_versions.watcher import Watcher
 from dioptra_assets.runs.launch import QUIET

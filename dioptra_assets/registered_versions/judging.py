@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from dioptra_assets.assets.gate_bench import SEPARATOR, GateBench
+from dioptra_assets.assets.gate_evidence import SEPARATOR, GateBench
 from dioptra_assets.registered_versions.registry import Seen
 from dioptra_assets.registered_versions.verdicts import Status, shortened
 from dioptra_assets.robustness.evaluation.gates import FAILED, NOT_JUDGED, PASSED, overall, said

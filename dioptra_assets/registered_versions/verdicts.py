@@ -14,8 +14,8 @@ import dagster as dg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dioptra_assets.assets.cell_context import DIMENSIONS, asset_key
-from dioptra_assets.assets.gate_bench import gated_families
-from dioptra_assets.assets.shown import shown
+from dioptra_assets.assets.gate_evidence import gated_families
+from dioptra_assets.assets.ui_metadata import shown
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
 from partitions.definitions import partitions_of
 from partitions.experiments import BRANCH, ExperimentSpec, branch_of

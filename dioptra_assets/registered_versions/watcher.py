@@ -20,11 +20,11 @@ import pandas as pd
 from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.registered_models import SEPARATOR, VERSIONS
 from dioptra_assets.dagster_internals import DATA_VERSION_TAG
-from dioptra_assets.registered_versions.asked_runs import AskedRuns, Places
 from dioptra_assets.registered_versions.judging import gate_bench, held_up, judged, shown_gates
 from dioptra_assets.registered_versions.planning import VERSIONS_PER_RUN, look
 from dioptra_assets.registered_versions.registry import Seen, watched_versions
-from dioptra_assets.registered_versions.requests import run_requests, versions_table
+from dioptra_assets.registered_versions.run_requests import run_requests, versions_table
+from dioptra_assets.registered_versions.runs_so_far import AskedRuns, Places
 from dioptra_assets.registered_versions.stored import digest_of, forget, registered_at
 from dioptra_assets.registered_versions.verdicts import Verdict, events_of, pause, shortened, verdicts_of
 from partitions.attacks import attack_document

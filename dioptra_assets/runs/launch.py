@@ -17,7 +17,7 @@ import dagster as dg
 
 from dioptra_assets import progress
 from dioptra_assets.assets.cell_context import DIMENSIONS
-from dioptra_assets.assets.shown import MLFLOW_RUN_ID
+from dioptra_assets.assets.ui_metadata import MLFLOW_RUN_ID
 from dioptra_assets.broken_experiments import refuse_broken
 from dioptra_assets.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -25,18 +25,18 @@ from dioptra_assets.dagster_internals import (
     ReconstructableRepository,
     partition_loading_context,
 )
-from dioptra_assets.runs.backlog import tell_mlflow
 from dioptra_assets.runs.interrupts import closing, noticed, saying
 from dioptra_assets.runs.origin import MODULE, location_of, of_location
 from dioptra_assets.runs.orphans import clear_leftovers, end_led_runs, leader
 from dioptra_assets.runs.selection import EVERYTHING, Selected, Selection, expected, select
 from dioptra_assets.runs.staleness import stale_cells
 from dioptra_assets.runs.step_output import to_the_log_alone
+from dioptra_assets.runs.tell_mlflow import tell_mlflow
 from partitions.definitions import is_dynamic
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
-from resources.executors.engines import cells_per_run, engine
-from resources.room import no_room
+from resources.executors.choice import cells_per_run, engine
+from resources.full_disk import no_room
 from resources.store import Cell, CellStore
 from resources.tracking.resource import tracking_of
 from resources.user import user_name, user_tags

@@ -26,7 +26,13 @@ from dioptra_assets.dagster_internals import (
     get_input_event_pointer_tag,
     partition_loading_context,
 )
-from dioptra_assets.runs.fan_in import PAGE, changed_partitions, changed_since, crowded_inputs, latest_events
+from dioptra_assets.runs.staleness_of_many_inputs import (
+    PAGE,
+    changed_partitions,
+    changed_since,
+    crowded_inputs,
+    latest_events,
+)
 
 Partition = str | None
 

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resources.executors.engines import SettingError
+from resources.executors.choice import SettingError
 from resources.user import USER_HEADER
 
 # A page of anybody may send these without asking; JSON it may not.

@@ -32,7 +32,7 @@ from starlette.requests import HTTPConnection
 from dioptra_assets.api.submission import TOKEN_VARIABLE
 from dioptra_assets.dagster_internals import WorkspaceRequestContext
 from dioptra_assets.web.guard import Guard, Visitor, token_of
-from resources.executors.engines import SettingError
+from resources.executors.choice import SettingError
 from resources.user import USER_TAG, user_name, user_tags
 
 VIEWERS_VARIABLE = "DIOPTRA_ASSETS_UI_VIEWERS"

@@ -32,7 +32,7 @@ from dioptra_assets.dagster_internals import (
     StepHandlerContext,
     pack_value,
 )
-from resources.executors.engines import QUEUE_TAG, celery_config
+from resources.executors.choice import QUEUE_TAG, celery_config
 
 # A step's worker is asked so often, and given up after so many times in a row that it did not name the task.
 ASK_SECONDS = 5

@@ -9,7 +9,7 @@ from typing import Any, cast
 from dagster_celery.make_app import make_app  # pyright: ignore[reportUnknownVariableType]
 from dagster_celery.tasks import create_task  # pyright: ignore[reportUnknownVariableType]
 
-from resources.executors.engines import celery_config
+from resources.executors.choice import celery_config
 
 app: Any = make_app({**celery_config(), "include": ["dioptra_assets.definitions"]})
 execute_plan = cast("Any", create_task)(app)

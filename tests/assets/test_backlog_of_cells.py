@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 from mlflow.tracking import MlflowClient
 
-from dioptra_assets.runs.backlog import tell_mlflow
+from dioptra_assets.runs.tell_mlflow import tell_mlflow
 from resources import settings
 from resources.tracking.resource import Tracking
 from tests.conftest import Lab

@@ -16,8 +16,8 @@ from dioptra_assets.assets.keyed_configs import keep_config
 from dioptra_assets.command_line import app
 from dioptra_assets.definitions import defs
 from dioptra_assets.entry_points.demos import ENTRY_POINTS
+from dioptra_assets.entry_points.entry_point import EntryPointError
 from dioptra_assets.entry_points.job import JOB, OP
-from dioptra_assets.entry_points.model import EntryPointError
 from dioptra_assets.entry_points.parsing import parse_kwargs, parse_parameters, unused
 from dioptra_assets.entry_points.plan import plan
 from partitions.dynamic_keys import is_short

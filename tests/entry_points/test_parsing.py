@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from dioptra_assets.entry_points.demos import ENTRY_POINTS, entry_point
+from dioptra_assets.entry_points.entry_point import EntryPointError, Target
 from dioptra_assets.entry_points.help import parameters_table
-from dioptra_assets.entry_points.model import EntryPointError, Target
 from dioptra_assets.entry_points.parsing import config_of, parse_kwargs, parse_parameters, target_of
 from dioptra_assets.robustness.attacks import FastGradientMethod, PixelAttack, ThresholdAttack
 from dioptra_assets.robustness.defences import GaussianAugmentation, JpegCompression, SpatialSmoothing
@@ -14,7 +14,7 @@ from dioptra_assets.robustness.inversion.miface import ModelInversion
 from dioptra_assets.robustness.poisoning import AdversarialEmbedding, BaselineBackdoor, CleanLabelBackdoor, Trigger
 from dioptra_assets.robustness.training.loop import TrainingRecipe
 from dioptra_assets.robustness.training.madry import MadryTraining
-from docs import parity
+from docs import entry_points
 
 pytestmark = pytest.mark.quick
 
@@ -345,7 +345,7 @@ def test_a_default_beside_the_config_stands_only_where_the_entry_point_needs_one
 
 @pytest.mark.parametrize("name", [name for name in ENTRY_POINTS if name != "mi"])
 def test_the_call_of_the_parity_page_is_one_that_is_taken(name: str):
-    given = parity.call(ENTRY_POINTS[name])
+    given = entry_points.call(ENTRY_POINTS[name])
     assert all(item.partition("=")[2] for item in given)
     assert set(parse_parameters(ENTRY_POINTS[name], given)) == {item.partition("=")[0] for item in given}
     assert set(config_of(ENTRY_POINTS[name], parse_parameters(ENTRY_POINTS[name], given), model="le_net")) == set(
@@ -354,7 +354,7 @@ def test_the_call_of_the_parity_page_is_one_that_is_taken(name: str):
 
 
 def test_the_parity_page_is_the_one_the_table_gives():
-    assert parity.PAGE.read_text() == parity.page(), "run `python -m docs.parity`"
+    assert entry_points.PAGE.read_text() == entry_points.page(), "run `python -m docs.entry_points`"
 
 
 def test_neither_dagster_nor_tensorflow_is_imported():

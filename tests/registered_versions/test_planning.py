@@ -9,9 +9,9 @@ import dagster as dg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dioptra_assets.registered_versions.asked_runs import PLACE_TAG
 from dioptra_assets.registered_versions.planning import Todo, runs
-from dioptra_assets.registered_versions.requests import run_requests
+from dioptra_assets.registered_versions.run_requests import run_requests
+from dioptra_assets.registered_versions.runs_so_far import PLACE_TAG
 from partitions.keys import ARCHITECTURE, ATTACK
 from resources.store import Cell
 

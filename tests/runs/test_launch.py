@@ -27,7 +27,7 @@ from dioptra_assets.runs.orphans import LEADER_TAG, clear_leftovers, leader
 from partitions.attacks import attack_document
 from partitions.experiments import parse_experiment
 from resources.documents import write_config
-from resources.room import NoRoomError
+from resources.full_disk import NoRoomError
 from resources.store import Cell, CellStore
 from resources.user import USER_TAG
 from tests.assets.test_boundary import EXTRA, causes, cell_path, failures

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from dioptra_assets.web.guard import Guard, token_of
-from resources.executors.engines import SettingError
+from resources.executors.choice import SettingError
 
 pytestmark = pytest.mark.quick
 

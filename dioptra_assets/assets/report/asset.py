@@ -7,12 +7,12 @@ import pandas as pd
 
 from dioptra_assets.assets.boundary import cell_asset
 from dioptra_assets.assets.cell_context import CellContext, CellResult
-from dioptra_assets.assets.gate_bench import gated_families
+from dioptra_assets.assets.gate_evidence import gated_families
 from dioptra_assets.assets.metric_tables import present_metrics
 from dioptra_assets.assets.pictures import picture
 from dioptra_assets.assets.report.contents import declaration, has_curves, report_data
+from dioptra_assets.assets.report.files_beside import report_records
 from dioptra_assets.assets.report.inputs import present_inputs
-from dioptra_assets.assets.report.records import report_records
 from dioptra_assets.robustness.evaluation.examples import NO_DEFENCE
 from dioptra_assets.robustness.evaluation.metrics import (
     METRIC_COLUMNS,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from dioptra_assets.assets.cell_context import CellContext
-from dioptra_assets.assets.gate_bench import gated_families, rules_of
+from dioptra_assets.assets.gate_evidence import gated_families, rules_of
 from dioptra_assets.assets.poisoning_tables import present_poisoning_metrics
 from dioptra_assets.robustness.evaluation.metrics import defence_comparison
 from dioptra_assets.robustness.image_set import ImageSet

@@ -1,12 +1,12 @@
-"""Write docs/reference/entry-points.md, what became of the demos' entry points: `python -m docs.parity`."""
+"""Write docs/reference/entry-points.md, what became of the demos' entry points: `python -m docs.entry_points`."""
 
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
 from dioptra_assets.entry_points.demos import ENTRY_POINTS
+from dioptra_assets.entry_points.entry_point import EntryPoint, Parameter
 from dioptra_assets.entry_points.help import parameters_table
-from dioptra_assets.entry_points.model import EntryPoint, Parameter
 from partitions.keys import key_text
 
 PAGE = Path(__file__).parent / "reference" / "entry-points.md"
@@ -47,7 +47,7 @@ def page() -> str:
         names.setdefault(entry.name, []).append(name)
     sections = [
         "# Entry points of NIST's demos",
-        "What became of every entry point and parameter of the demos, written by `python -m docs.parity` from the table"
+        "What became of every entry point and parameter of the demos, written by `python -m docs.entry_points` from the table"
         " that reads the parameters. Every parameter keeps its name in the demos; bounds, default and help are those of"
         " the field that it sets. RUN stands for the id of an MLflow run.",
         "An entry point is run by `dioptra-assets run ENTRY_POINT -P name=value ...`, in Python by"

@@ -1,4 +1,4 @@
-"""The JSON schema of a report, written from its types: `python -m docs.records`."""
+"""The JSON schema of a report, written from its types: `python -m docs.report_schema`."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ from dioptra_assets.assets import adversarial_sets, retries
 from dioptra_assets.experiment import experiment_assets
 from dioptra_assets.robustness.attacks import perturb_set
 from partitions.experiments import parse_experiment
-from resources.executors import engines
+from resources.executors import choice
 from resources.store import CellStore, StoreError
 from tests.conftest import EXPERIMENT, Lab
 
@@ -52,8 +52,8 @@ def forget(lab: Lab, *cells: tuple[str, str]) -> None:
 
 def test_an_unknown_executor_is_named_beside_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "slurm")
-    with pytest.raises(engines.SettingError) as raised:
-        engines.executor()
+    with pytest.raises(choice.SettingError) as raised:
+        choice.executor()
     assert str(raised.value) == (
         "DIOPTRA_ASSETS_EXECUTOR=slurm: there is no such executor,"
         " available: in_process, multiprocess, celery, ray, k8s"
@@ -62,33 +62,33 @@ def test_an_unknown_executor_is_named_beside_those_there_are(monkeypatch: pytest
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(engines.SettingError, match=r"pip install 'dioptra-assets\[celery\]'"):
-        engines.executor()
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    with pytest.raises(choice.SettingError, match=r"pip install 'dioptra-assets\[celery\]'"):
+        choice.executor()
 
 
 @pytest.mark.parametrize("variable", ["DIOPTRA_ASSETS_GPUS_PER_CELL", "DIOPTRA_ASSETS_CELLS_PER_RUN"])
 @pytest.mark.parametrize("text", ["many", "-1", "nan"])
 def test_a_setting_that_is_no_number_is_refused(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, text)
-    with pytest.raises(engines.SettingError, match=f"{variable}={text} is not allowed"):
-        engines.gpu_tags() if "GPUS" in variable else engines.cells_per_run()
+    with pytest.raises(choice.SettingError, match=f"{variable}={text} is not allowed"):
+        choice.gpu_tags() if "GPUS" in variable else choice.cells_per_run()
 
 
-@pytest.mark.parametrize("name", list(engines.ENGINES))
+@pytest.mark.parametrize("name", list(choice.ENGINES))
 def test_each_executor_is_the_one_of_its_name_and_takes_its_configuration(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", name)
-    assert engines.executor().name == name
+    assert choice.executor().name == name
 
 
 def test_a_backfill_is_cut_for_clusters_and_whole_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engines.backfill_policy().max_partitions_per_run is None
+    assert choice.backfill_policy().max_partitions_per_run is None
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
-    assert engines.backfill_policy().max_partitions_per_run == 10
+    assert choice.backfill_policy().max_partitions_per_run == 10
     monkeypatch.setenv("DIOPTRA_ASSETS_CELLS_PER_RUN", "3")
-    assert engines.backfill_policy().max_partitions_per_run == 3
+    assert choice.backfill_policy().max_partitions_per_run == 3
 
 
 def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> None:
@@ -112,7 +112,7 @@ def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> N
 def test_a_kubernetes_word_that_is_not_in_the_schema_is_refused() -> None:
     from dagster_k8s.job import get_user_defined_k8s_config
 
-    tags = dict(engines.gpu_tags())
+    tags = dict(choice.gpu_tags())
     tags["dagster-k8s/config"] = json.dumps({"container_config": {"resourcez": {}}})
     with pytest.raises(Exception, match="resourcez"):
         get_user_defined_k8s_config(tags)

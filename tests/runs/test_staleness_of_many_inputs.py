@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 
 from dioptra_assets.dagster_internals import CODE_VERSION_TAG, get_input_data_version_tag, get_input_event_pointer_tag
-from dioptra_assets.runs.fan_in import crowded_inputs
 from dioptra_assets.runs.staleness import stale_cells
+from dioptra_assets.runs.staleness_of_many_inputs import crowded_inputs
 
 MANY = dg.StaticPartitionsDefinition([f"k{number}" for number in range(120)])
 FEW = dg.StaticPartitionsDefinition(["a", "b"])

@@ -7,12 +7,12 @@ import dagster as dg
 from dioptra_assets.assets.cell_context import asset_key
 from dioptra_assets.assets.registered_models import VERSIONS
 from dioptra_assets.dagster_internals import NOT_FINISHED_STATUSES
-from dioptra_assets.registered_versions.asked_runs import PLACE_TAG, TABLE_TAG, VERSIONS_TAG, WATCH_TAG, Places
 from dioptra_assets.registered_versions.planning import Todo, Wanted, runs
+from dioptra_assets.registered_versions.runs_so_far import PLACE_TAG, TABLE_TAG, VERSIONS_TAG, WATCH_TAG, Places
 from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
-from resources.executors.engines import cells_per_run
+from resources.executors.choice import cells_per_run
 
 # Runs in one place at once on a cluster; on one machine one after another, each for all that have come meanwhile.
 RUNS_AT_ONCE = 16
