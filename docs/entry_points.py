@@ -47,9 +47,9 @@ def page() -> str:
         names.setdefault(entry.name, []).append(name)
     sections = [
         "# Entry points of NIST's demos",
-        "What became of every entry point and parameter of the demos, written by `python -m docs.entry_points` from the table"
-        " that reads the parameters. Every parameter keeps its name in the demos; bounds, default and help are those of"
-        " the field that it sets. RUN stands for the id of an MLflow run.",
+        "What became of every entry point and parameter of the demos, written by `python -m docs.entry_points` from the"
+        " table that reads the parameters. Every parameter keeps its name in the demos; bounds, default and help are"
+        " those of the field that it sets. RUN stands for the id of an MLflow run.",
         "An entry point is run by `dioptra-assets run ENTRY_POINT -P name=value ...`, in Python by"
         ' `da.submit_job(entry_point="ENTRY_POINT", entry_point_kwargs="-P name=value ...")`, and in the UI from the'
         " launchpad of the job `entry_point`. `dioptra-assets run ENTRY_POINT --help` lists what it takes:"

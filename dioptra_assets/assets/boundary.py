@@ -41,7 +41,8 @@ from partitions.experiments import BRANCH, ExperimentSpec
 from partitions.keys import ARCHITECTURE, partition_key_of, partition_of
 from resources import settings
 from resources.compute import device
-from resources.executors.choice import backfill_policy, gpu_tags
+from resources.executors.backfills import backfill_policy
+from resources.executors.choice import gpu_tags
 from resources.store import Cell, CellStore, StoredCell, StoreResource
 from resources.tracking.backlog import TrackedRun, tracked_run
 from resources.tracking.resource import Tracking

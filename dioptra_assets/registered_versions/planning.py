@@ -20,7 +20,7 @@ from dioptra_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSE
 from dioptra_assets.runs.staleness import stale_cells
 from partitions.keys import ARCHITECTURE, ATTACK, partition_key_of
 from partitions.ranges import ranges
-from resources.executors.choice import cells_per_run
+from resources.executors.backfills import cells_per_run
 from resources.store import Cell, CellStore
 
 # A run of so many versions at most: whoever comes next waits for no more than these.

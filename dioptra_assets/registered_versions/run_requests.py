@@ -12,7 +12,7 @@ from dioptra_assets.registered_versions.runs_so_far import PLACE_TAG, TABLE_TAG,
 from dioptra_assets.registered_versions.verdicts import Verdict
 from partitions.experiments import ExperimentSpec
 from partitions.keys import ARCHITECTURE
-from resources.executors.choice import cells_per_run
+from resources.executors.backfills import cells_per_run
 
 # Runs in one place at once on a cluster; on one machine one after another, each for all that have come meanwhile.
 RUNS_AT_ONCE = 16

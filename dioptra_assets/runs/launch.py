@@ -35,7 +35,8 @@ from dioptra_assets.runs.tell_mlflow import tell_mlflow
 from partitions.definitions import is_dynamic
 from partitions.keys import partition_key_of, partition_of
 from partitions.ranges import ranges
-from resources.executors.choice import cells_per_run, engine
+from resources.executors.backfills import cells_per_run
+from resources.executors.choice import engine
 from resources.full_disk import no_room
 from resources.store import Cell, CellStore
 from resources.tracking.resource import tracking_of

@@ -24,8 +24,6 @@ from typing import Any
 
 import dagster as dg
 
-from resources.executors.gpus import visible_gpus
-
 EXECUTOR_VARIABLE = "DIOPTRA_ASSETS_EXECUTOR"
 BROKER_VARIABLE = "DIOPTRA_ASSETS_CELERY_BROKER"
 GPUS_VARIABLE = "DIOPTRA_ASSETS_GPUS_PER_CELL"
@@ -143,27 +141,15 @@ def gpus_per_cell() -> float:
     Raises:
         SettingError: when `DIOPTRA_ASSETS_GPUS_PER_CELL` is no number of at least 0.
     """
-    return _number(GPUS_VARIABLE, 1.0, "a number of at least 0", float)
+    return number_setting(GPUS_VARIABLE, 1.0, "a number of at least 0", float)
 
 
-def cells_per_run() -> int | None:
-    """How many cells of a backfill one run takes, or None for all of them.
+def number_setting(variable: str, default: Any, allowed: str, kind: type[int] | type[float]) -> Any:
+    """A number that the environment gives, or the default.
 
     Raises:
-        SettingError: when `DIOPTRA_ASSETS_CELLS_PER_RUN` is no whole number of at least 1.
+        SettingError: where it is none of those that are allowed.
     """
-    whole = engine() == "in_process" or (engine() == "multiprocess" and len(visible_gpus()) < 2)
-    default = None if whole else 10
-    return _number(CELLS_VARIABLE, default, "a whole number of at least 1", int)
-
-
-def backfill_policy() -> dg.BackfillPolicy:
-    """How a backfill is cut into runs."""
-    cells = cells_per_run()
-    return dg.BackfillPolicy.single_run() if cells is None else dg.BackfillPolicy.multi_run(cells)
-
-
-def _number(variable: str, default: Any, allowed: str, kind: type[int] | type[float]) -> Any:
     text = os.environ.get(variable)
     if not text:
         return default

@@ -21,7 +21,7 @@ from dioptra_assets.assets import adversarial_sets, retries
 from dioptra_assets.experiment import experiment_assets
 from dioptra_assets.robustness.attacks import perturb_set
 from partitions.experiments import parse_experiment
-from resources.executors import choice
+from resources.executors import backfills, choice
 from resources.store import CellStore, StoreError
 from tests.conftest import EXPERIMENT, Lab
 
@@ -72,7 +72,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 def test_a_setting_that_is_no_number_is_refused(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, text)
     with pytest.raises(choice.SettingError, match=f"{variable}={text} is not allowed"):
-        choice.gpu_tags() if "GPUS" in variable else choice.cells_per_run()
+        choice.gpu_tags() if "GPUS" in variable else backfills.cells_per_run()
 
 
 @pytest.mark.parametrize("name", list(choice.ENGINES))
@@ -84,11 +84,11 @@ def test_each_executor_is_the_one_of_its_name_and_takes_its_configuration(
 
 
 def test_a_backfill_is_cut_for_clusters_and_whole_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choice.backfill_policy().max_partitions_per_run is None
+    assert backfills.backfill_policy().max_partitions_per_run is None
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "celery")
-    assert choice.backfill_policy().max_partitions_per_run == 10
+    assert backfills.backfill_policy().max_partitions_per_run == 10
     monkeypatch.setenv("DIOPTRA_ASSETS_CELLS_PER_RUN", "3")
-    assert choice.backfill_policy().max_partitions_per_run == 3
+    assert backfills.backfill_policy().max_partitions_per_run == 3
 
 
 def test_every_step_with_a_gpu_asks_each_engine_for_one_in_its_own_schema() -> None:

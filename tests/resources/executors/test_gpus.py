@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resources import compute
-from resources.executors import choice, gpus, workers
+from resources.executors import backfills, gpus, workers
 
 HOLD = """
 import sys, time
@@ -103,9 +103,9 @@ def test_a_step_with_a_process_of_its_own_takes_a_slot_before_tensorflow_looks(
 def test_a_backfill_spreads_over_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIOPTRA_ASSETS_EXECUTOR", "multiprocess")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert choice.cells_per_run() is None
+    assert backfills.cells_per_run() is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert choice.cells_per_run() == 10
+    assert backfills.cells_per_run() == 10
 
 
 def test_one_worker_a_gpu_with_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
