@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psutil
@@ -18,7 +19,7 @@ import pytest
 from dioptra_assets.runs import interrupts
 from dioptra_assets.runs.launch import Launched, materialize_experiment
 from resources import settings
-from resources.store import CellStore
+from resources.store import CellStore, Destination
 from tests import made_up_cells as made_up
 from tests.conftest import ROOT, SETTINGS, Lab
 
@@ -30,6 +31,7 @@ LINE = re.compile(r"interrupted; (\d+) cells? kept; run the same command to cont
 COMMAND = """
 import os, signal, sys, threading, time
 from pathlib import Path
+from typing import Any
 from dioptra_assets import __main__, definitions, progress
 
 folder, moment, asset, begins = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "begins"
@@ -195,10 +197,10 @@ def test_in_a_notebook_it_is_a_keyboard_interrupt_after_which_nothing_begins(
 ) -> None:
     write = made_up.write_config
 
-    def interrupt(store: object, cell: object, *args: object, **kwargs: object) -> object:
-        if str(cell).startswith("made_up/model"):
+    def interrupt(destination: Destination, *args: Any, **kwargs: Any) -> object:
+        if destination.cell.path.startswith("made_up/model"):
             signal.raise_signal(signal.SIGINT)
-        return write(store, cell, *args, **kwargs)  # type: ignore[arg-type]
+        return write(destination, *args, **kwargs)
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(made_up, "write_config", interrupt)
