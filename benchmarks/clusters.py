@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from resources.executors.workers import WORKER
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,20 +65,8 @@ def redis(port: int = 0, folder: Path | None = None) -> Iterator[str]:
 def celery_worker(broker: str, log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A Celery worker of both queues, one task at a time; `process.pid` is the parent of the one that computes."""
     settings = {"DIOPTRA_ASSETS_EXECUTOR": "celery", "DIOPTRA_ASSETS_CELERY_BROKER": broker, **environment}
-    command = [
-        BIN / "celery",
-        "-A",
-        "resources.executors.celery_app",
-        "worker",
-        "-Q",
-        "gpu,dagster",
-        "-c",
-        "1",
-        "-l",
-        "INFO",
-    ]
     with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=_environment(settings), stdout=output, stderr=output)
+        process = subprocess.Popen(WORKER, cwd=ROOT, env=_environment(settings), stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 60
         while b" ready." not in log.read_bytes():

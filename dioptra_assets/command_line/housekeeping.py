@@ -53,9 +53,7 @@ def verify(
         declared = {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()}
         _refuse_others(store, {folder.partition("/")[0] for folder in found.damaged} & declared)
         verification.withdraw(store, found)
-        _say(
-            f"{len(found.damaged)} damaged cells are no longer served: `dioptra-assets materialize` computes them again"
-        )
+        _say(f"damaged cells no longer served: {len(found.damaged)}; `dioptra-assets materialize` computes them again")
     if found.faults:
         raise typer.Exit(1)
 

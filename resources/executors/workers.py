@@ -13,6 +13,11 @@ from types import FrameType
 from resources.executors.gpus import VISIBLE_VARIABLE, visible_gpus
 
 PAUSE_SECONDS = 0.5
+# One task at a time, from both queues.
+WORKER = [
+    str(Path(sys.executable).with_name("celery")),
+    *["-A", "resources.executors.celery_app", "worker", "-Q", "gpu,dagster", "-c", "1", "-l", "INFO"],
+]
 
 
 def chosen_gpus(gpus: str) -> list[str]:
@@ -25,24 +30,11 @@ def chosen_gpus(gpus: str) -> list[str]:
 
 def worker_commands(gpus: Sequence[str], further: Sequence[str] = ()) -> list[tuple[list[str], dict[str, str]]]:
     """For each worker its command, and its environment."""
-    celery = str(Path(sys.executable).with_name("celery"))
     commands: list[tuple[list[str], dict[str, str]]] = []
     for number, gpu in enumerate(gpus):
-        command = [
-            celery,
-            "-A",
-            "resources.executors.celery_app",
-            "worker",
-            "-Q",
-            "gpu,dagster",
-            "-c",
-            "1",
-            "-l",
-            "INFO",
-        ]
         name = ["-n", f"gpu{number}-{os.getpid()}@%h"] if len(gpus) > 1 else []
         environment = dict(os.environ) | ({VISIBLE_VARIABLE: gpu} if gpu else {})
-        commands.append(([*command, *name, *further], environment))
+        commands.append(([*WORKER, *name, *further], environment))
     return commands
 
 
